@@ -34,6 +34,7 @@ from benchmarks.trials.capacity import Budget, OutOfTime, Trial, search
 from benchmarks.trials.clocks import Clock, RealClock, ThreadClock
 from benchmarks.trials.engine_trial import ARRIVAL_S, run_trial
 from benchmarks.trials.phrase_load import PhraseLoad
+from parakeet.bench.report import commit
 
 RESULTS: Final = Path(__file__).parent / "results" / "engine_trials.jsonl"
 SEARCH_S: Final = 20
@@ -262,14 +263,6 @@ def _is_of(told: dict[str, Any], given: argparse.Namespace) -> bool:
     """Whether a recorded trial ran with the same switches."""
     same = all(told.get(name, 0) == value for name, value in _switches(given).items())
     return same and told.get("lanes", 1) == given.lanes
-
-
-def commit() -> str:
-    """Return the checkout's commit, or a substitute without git."""
-    told = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return told.stdout.strip() or "unknown"
 
 
 # ---------------------------------------------------------------------- search

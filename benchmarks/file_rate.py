@@ -32,9 +32,9 @@ import numpy as np
 
 from benchmarks.command_line import command_line
 from benchmarks.corpora.speech import speech
-from benchmarks.engine import commit
 from benchmarks.trials.random_model import CONFIGS
 from parakeet.bench.plan import Target
+from parakeet.bench.report import commit
 from parakeet.bench.server.fresh_server import fresh_server
 
 RATE = 16_000

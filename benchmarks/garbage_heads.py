@@ -34,7 +34,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.command_line import command_line
-from benchmarks.engine import commit
 from parakeet.bench.plan import Target
 from parakeet.bench.report import surroundings
 from parakeet.bench.server.fresh_server import fresh_server
@@ -173,7 +172,6 @@ def main() -> int:
     told = {
         "streams": given.streams,
         "in_flight": given.in_flight,
-        "commit": commit(),
         "streams alone": alone,
         "streams beside garbage": beside[True],
         "streams beside garbage that waits for nobody": beside[False],

@@ -36,9 +36,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.command_line import command_line
-from benchmarks.engine import UNFINISHED, commit, read_results
+from benchmarks.engine import UNFINISHED, read_results
 from benchmarks.service_level import run_group
 from benchmarks.trials.capacity import Budget
+from parakeet.bench.report import commit
 
 PYTHON: Final = sys.executable
 # A stage that was stopped must still be recorded.

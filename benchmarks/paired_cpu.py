@@ -26,7 +26,6 @@ from typing import Any, Final
 from urllib.request import urlopen
 
 from benchmarks.command_line import command_line
-from benchmarks.engine import commit
 from parakeet.bench.plan import Access, Plan, Target
 from parakeet.bench.report import surroundings
 from parakeet.bench.server.fresh_server import fresh_server
@@ -161,7 +160,6 @@ def main() -> None:
         "pairs": given.pairs,
         "streams": given.streams,
         "seconds": given.seconds,
-        "commit": commit(),
         "ingress": compared(pairs, "ingress"),
         "service": compared(pairs, "service"),
         "each_pair_us": pairs,

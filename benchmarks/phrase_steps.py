@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from benchmarks.command_line import command_line
 from benchmarks.corpora.speech import speech
-from benchmarks.engine import ROWS, commit
+from benchmarks.engine import ROWS
 from benchmarks.trials.engines import LEFT_FRAMES, Switches, build
 from benchmarks.trials.phrase_load import PhraseLists, PhraseLoad
 from gpu_worker.boosting.spelling import tree_of
@@ -39,6 +39,7 @@ from gpu_worker.engine.phrases.tree_memory import NO_TREE
 from gpu_worker.engine.slots.arena import Arena
 from gpu_worker.engine.steps import UNKNOWN_END, Field
 from gpu_worker.model.tokenizer import Tokenizer
+from parakeet.bench.report import commit
 
 # What a step may take with phrases, over what it takes without, by the share of the streams that have some.
 BOUNDS: Final = {"1 %": 1.01, "all": 1.05}

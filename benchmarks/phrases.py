@@ -14,16 +14,12 @@ without, noise, keyboard and music no listed word and no more tokens than withou
 """
 
 import argparse
-import json
 import platform
 import random
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -33,7 +29,8 @@ from torch import Tensor
 
 from benchmarks.command_line import command_line
 from benchmarks.corpora.asterisk import spoken, texts_of
-from benchmarks.corpora.clips import SEED, Clip, normalised, read_clips, streams
+from benchmarks.corpora.clips import SEED, Clip, add_arguments, normalised, read_clips, streams
+from benchmarks.results_file import write_results
 from common.entries import StreamId
 from common.options import StreamOptions
 from common.phrases import DEFAULT_BOOST, Phrase
@@ -369,49 +366,11 @@ def tables(rows: Sequence[Row], heard: Sequence[Sound]) -> list[str]:
     return lines
 
 
-def write(
-    path: Path, rows: Sequence[Row], heard: Sequence[Sound], lists: Mapping[str, Sequence[str]]
-) -> None:
-    """JSON, and a table beside it."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    header = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit.stdout.strip() or "unknown",
-        "command": "python -m benchmarks.phrases "
-        + " ".join(Path(word).name if word.startswith("/") else word for word in sys.argv[1:]),
-        "machine": f"{platform.machine()}, CPU",
-        "default boost": DEFAULT_BOOST,
-    }
-    results = {
-        **header,
-        "recordings": [asdict(row) for row in rows],
-        "sounds": [asdict(one) for one in heard],
-        "lists": dict(lists),
-    }
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    facts = [f"- {key}: {value}" for key, value in header.items()]
-    title = [f"# Phrase boosting: {header['date']}", ""]
-    path.with_suffix(".md").write_text("\n".join([*title, *facts, "", *tables(rows, heard)]) + "\n")
-
-
 def main() -> None:
     parser = command_line(__file__, __doc__)
     parser.add_argument("--model-size", default="tiny", help="model variant")
     parser.add_argument("--chunk-ms", type=int, default=160, help="audio of one model call")
-    parser.add_argument(
-        "--sources",
-        nargs="*",
-        default=["asterisk", "librivox", "recordings"],
-        help="where recordings are from",
-    )
-    parser.add_argument(
-        "--usr", type=Path, default=Path("/usr"), help="where Debian's packages are installed"
-    )
-    parser.add_argument(
-        "--max-asterisk", type=int, default=120, help="clips of Asterisk that are drawn (default: 120)"
-    )
+    add_arguments(parser)
     parser.add_argument(
         "--boosts", type=float, nargs="+", default=[0.25, 0.4, 0.5, 0.75, 1.0, 2.0, 3.0], help="boosts to try"
     )
@@ -425,7 +384,15 @@ def main() -> None:
     heard = on_sounds(arguments, decoder, lists[f"{arguments.sources[0]}, right"])
     print("\n".join(tables(rows, heard)))
     if arguments.out:
-        write(arguments.out, rows, heard, lists)
+        write_results(
+            arguments.out,
+            "Phrase boosting",
+            {"machine": f"{platform.machine()}, CPU", "default boost": DEFAULT_BOOST},
+            tables(rows, heard),
+            recordings=[asdict(row) for row in rows],
+            sounds=[asdict(one) for one in heard],
+            lists=lists,
+        )
     print(f"{time.monotonic() - started:.0f} s")
 
 

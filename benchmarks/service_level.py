@@ -28,9 +28,10 @@ from typing import Any, Final
 import redis
 
 from benchmarks.command_line import command_line
-from benchmarks.engine import UNFINISHED, commit, read_results
+from benchmarks.engine import UNFINISHED, read_results
 from benchmarks.trials.capacity import Budget, OutOfTime, Trial, search
 from benchmarks.trials.random_model import CONFIGS
+from parakeet.bench.report import commit
 from parakeet.serve.embedded_redis import EmbeddedRedis
 
 RESULTS: Final = Path(__file__).parent / "results" / "service_trials.jsonl"

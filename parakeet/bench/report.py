@@ -17,10 +17,10 @@ from parakeet.bench.figures import TrialFigures
 PLOT_SUFFIXES: Final = (".png", ".svg", ".pdf")
 
 
-def surroundings() -> dict[str, Any]:
-    """Return the machine and the commit of a measurement."""
+def commit() -> str:
+    """Return the commit of this checkout, or a substitute without git."""
     try:
-        commit = subprocess.run(
+        return subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"],
             capture_output=True,
             text=True,
@@ -29,9 +29,13 @@ def surroundings() -> dict[str, Any]:
             cwd=Path(__file__).parent,
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        commit = "unknown"
+        return "unknown"
+
+
+def surroundings() -> dict[str, Any]:
+    """Return the machine and the commit of a measurement."""
     return {
-        "commit": commit,
+        "commit": commit(),
         "python": platform.python_version(),
         "processor": _processor(),
         "cores": psutil.cpu_count(),

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from benchmarks.engine import commit
 from parakeet.bench.report import surroundings
 from parakeet.check.verdict import Figure, percentile
 from tests.attack.honest import Heard
@@ -71,8 +70,8 @@ def report(seen: Outcome, figures: Sequence[Figure], command: str) -> str:
         "",
         f"    {command}",
         "",
-        f"{where['cores']} cores ({where['processor']}), Python {where['python']}, commit {commit()}; the",
-        "tiny model on CPU, one ingress, one worker. The attackers are bound to the last core, of which",
+        f"{where['cores']} cores ({where['processor']}), Python {where['python']}, commit {where['commit']};",
+        "the tiny model on CPU, one ingress, one worker. The attackers are bound to the last core, of which",
         f"they used {share:.2f}. Service and honest clients are bound to none, with and without the attack.",
         "While the streams are alone, an innocent process uses all of the attackers' core.",
         "",
