@@ -50,7 +50,10 @@ class WorkerLease:
         return int(self._client.execute_command(*scripts.lease_end(self._keys, worker=self._worker)))
 
     def renew(self) -> Renewal:
-        """Take or renew the lease for `lease_ms`."""
+        """Take or renew the lease for `lease_ms`.
+
+        Where it had lapsed, workers whose leases lapsed with it have this time, too: Redis stood still.
+        """
         command = scripts.renew_lease(self._keys, worker=self._worker, ttl_ms=self._lease_ms)
         return Renewal(int(self._client.execute_command(*command)))
 
@@ -71,9 +74,12 @@ class WorkerLease:
         self._client.execute_command(*scripts.release_lease(self._keys, worker=self._worker))
 
     def lapsed_workers(self) -> list[WorkerId]:
-        """Return other workers whose lease has lapsed and that no worker has cleaned up after."""
-        reply = self._client.execute_command(*scripts.lapsed_workers(self._keys))
-        return [worker for member in reply if (worker := WorkerId(member.decode())) != self._worker]
+        """Return other workers whose lease has lapsed and that no worker has cleaned up after.
+
+        None while this worker has no lease itself: all leases lapse while Redis stands still.
+        """
+        reply = self._client.execute_command(*scripts.lapsed_workers(self._keys, worker=self._worker))
+        return [WorkerId(member.decode()) for member in reply]
 
     def register(self, owners: Iterable[WorkerId]) -> int:
         """Give workers that own streams and are not registered a lease; return how many these were.

@@ -20,8 +20,9 @@ from common.redis.pipelined import SyncClient
 from common.redis.scripts import Command
 from common.redis.scripts import admission as scripts
 
-# A live worker renews its lease within this time after a pause of Redis, in which all leases lapse.
-_RENEWAL_S: Final = 2.0
+# A live worker renews its lease within this time after a pause of Redis, in which all leases lapse: it may
+# wait for a reply that was lost, for --redis-timeout-ms.
+_RENEWAL_S: Final = 5.0
 _ASK_AGAIN_S: Final = 0.1
 
 

@@ -35,9 +35,9 @@ def report(
     return run("presence/report", (keys.worker(worker),), *flags, *fields)
 
 
-def lapsed_workers(keys: Keys) -> Command:
-    """Return the workers whose lease has lapsed."""
-    return run("presence/lapsed", (keys.workers,))
+def lapsed_workers(keys: Keys, *, worker: WorkerId) -> Command:
+    """Reply the workers whose lease has lapsed; none where that of this worker has."""
+    return run("presence/lapsed", (keys.workers,), worker)
 
 
 def register_owners(keys: Keys, *, ttl_ms: int, owners: Iterable[WorkerId]) -> Command:
