@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,9 +65,9 @@ FOREIGN_REDIS: Final = {
 }
 
 
-def render(values: dict[str, Any]) -> list[dict[str, Any]]:
+def render(values: dict[str, Any], chart_folder: Path = CHART) -> list[dict[str, Any]]:
     """Return the manifests of a release named `speech`."""
-    with Chart.load(str(CHART)) as chart:
+    with Chart.load(str(chart_folder)) as chart:
         files = chart.render(values, name="speech", namespace="asr")
     texts = [text for name, text in files.items() if name.endswith(".yaml")]
     return [document for text in texts for document in yaml.safe_load_all(text) if document]
@@ -205,6 +206,21 @@ def test_pods_run_without_rights_and_have_time_to_drain() -> None:
             assert security["capabilities"] == {"drop": ["ALL"]}
 
 
+def test_an_upgrade_replaces_no_redis(tmp_path: Path) -> None:
+    """The memory of all streams is in that pod, and nothing of it is written down."""
+    newer = tmp_path / "parakeet"
+    shutil.copytree(CHART, newer)
+    facts = yaml.safe_load((newer / "Chart.yaml").read_text())
+    (newer / "Chart.yaml").write_text(yaml.safe_dump({**facts, "version": "9.9.9", "appVersion": "9.9.9"}))
+    before, after = render(LEAST), render(LEAST, newer)
+    pods = [
+        one(documents, "StatefulSet", "speech-redis")["spec"]["template"] for documents in (before, after)
+    ]
+    assert pods[0] == pods[1]
+    for name in ("speech-ingress", "speech-worker"):
+        assert one(before, "Deployment", name)["spec"] != one(after, "Deployment", name)["spec"]
+
+
 def test_probes_ask_the_metrics_port() -> None:
     documents = render(LEAST)
     for name in ("speech-ingress", "speech-worker"):
@@ -242,6 +258,8 @@ def test_workers_scale_by_the_assignments_of_every_shard() -> None:
         "px:{1}:new",
     ]
     assert triggers[0]["metadata"]["pendingEntriesCount"] == "350"
+    lags = [trigger["metadata"] for trigger in triggers if "lagCount" in trigger["metadata"]]
+    assert [lag["activationLagCount"] for lag in lags] == ["0", "0"]
     assert all(trigger["authenticationRef"] == {"name": "speech-redis"} for trigger in triggers)
     assert "replicas" not in one(documents, "Deployment", "speech-worker")["spec"]
 

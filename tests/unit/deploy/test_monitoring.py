@@ -23,6 +23,7 @@ FOREIGN: Final = {
     "process_open_fds",
     "process_max_fds",
     "process_cpu_seconds_total",
+    "process_start_time_seconds",
     "process_resident_memory_bytes",
     "redis_memory_used_bytes",
     "redis_memory_max_bytes",
