@@ -16,6 +16,7 @@ Plays sessions with known ends (benchmarks/corpora/turn_corpus.py) through model
 Only sessions of odd number are counted unless --part says otherwise; settings are chosen on the others.
 """
 
+import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -181,6 +182,28 @@ def _percentile(values: Sequence[float], percent: float) -> float | None:
     return round(float(np.percentile(values, percent)), 0) if values else None
 
 
+def counted_sessions(arguments: argparse.Namespace) -> list[Session]:
+    """Return the sessions of the part that is counted: those of odd number, of even number, or all."""
+    if arguments.sessions:
+        sessions = [one for one in load(arguments.sessions) if one.source in arguments.sources]
+    else:
+        sessions = build(
+            [source for source in arguments.sources if source != STREAMS],
+            recordings=ROOT / "parakeet" / "recordings",
+            usr=arguments.usr,
+            max_clips=arguments.max_clips,
+        )
+        if STREAMS in arguments.sources:
+            sessions += stream_sessions(arguments.usr)
+    wanted = {"test": {1}, "dev": {0}, "all": {0, 1}}[arguments.part]
+    return [
+        session
+        for session in sessions
+        # Recordings and streams are always counted, because settings are never chosen on them.
+        if int(session.name.rpartition("-")[2]) % 2 in wanted or session.source in ("recordings", STREAMS)
+    ]
+
+
 def main() -> None:
     parser = command_line(__file__, __doc__)
     parser.add_argument("--model", help="folder, .nemo file or hub id; else --model-size")
@@ -207,25 +230,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON; a table stands beside it as .md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-
-    if arguments.sessions:
-        sessions = [one for one in load(arguments.sessions) if one.source in arguments.sources]
-    else:
-        sessions = build(
-            [source for source in arguments.sources if source != STREAMS],
-            recordings=ROOT / "parakeet" / "recordings",
-            usr=arguments.usr,
-            max_clips=arguments.max_clips,
-        )
-        if STREAMS in arguments.sources:
-            sessions += stream_sessions(arguments.usr)
-    wanted = {"test": {1}, "dev": {0}, "all": {0, 1}}[arguments.part]
-    sessions = [
-        session
-        for session in sessions
-        # Recordings and streams are always counted, because settings are never chosen on them.
-        if int(session.name.rpartition("-")[2]) % 2 in wanted or session.source in ("recordings", STREAMS)
-    ]
+    sessions = counted_sessions(arguments)
     if arguments.save:
         save(sessions, arguments.save)
         return

@@ -223,160 +223,250 @@ def run_trial(
     `time_of` is the trial's time.  With `replay_s`, snapshots are taken as a worker with that
     --replay-seconds takes them, and dropped.
     """
-    clock = engine.clock
-    stream_of = np.full(engine.capacity, -1, dtype=np.int64)
-    steps = RecordingSteps(engine.steps, clock, stream_of, time_of.now, shared=shared)
-    engine.steps = steps
-    rng = np.random.default_rng(seed)
-    arrival = np.sort(rng.uniform(0.0, arrival_s, num_streams))
-    first, chunk = clock.samples_of_chunks(1), clock.chunk_samples
-    num_pieces = max(1, int((seconds * SAMPLE_RATE - first) // chunk) + 1)
-    length = first + (num_pieces - 1) * chunk
-    # The recordings repeat: a stream that reaches their end continues at their start.
-    lap = len(recordings())
-    # pcm16, as from clients and workers.
-    pool = np.round(32_768 * speech(0, lap + chunk)).astype(np.int16)
-    offset = rng.integers(0, lap, num_streams).tolist()
-    names = [StreamId(number + 1) for number in range(num_streams)]
-    given = np.zeros(num_streams, dtype=np.int64)
-    slot_of = np.full(num_streams, -1, dtype=np.int64)
-    final_at = np.full(num_streams, np.nan)
     lists = _phrase_lists(engine, phrases, num_streams, arrival_s + seconds, seed)
-    table = engine._table
+    load = _Load(engine, num_streams, seconds, arrival_s, seed)
+    trial = _Trial(engine, load, lists, replay_s, time_of, shared=shared)
     thresholds = gc.get_threshold()
     collect_rarely(*COLLECT_AFTER)
-    max_backlog, look_at, opened, gave_up, failure = 0.0, 0.0, 0, False, ""
-    tokens_before, idle_s, replaced_lists = engine.stats.tokens, 0.0, 0
-    checkpoints, snapshots = CheckpointQueue(replay_s, time_of.now), DroppedSnapshots()
-    turn, longest, in_engine = _Turn(), _Turn(), _Spent()
-    origin, thread_began_s = time_of.now(), time.thread_time()
-    while not gave_up:
-        now, cpu_s = time_of.now(), time.thread_time()
-        turn.end(now, cpu_s, steps.waited_s)
-        longest = max(longest, turn, key=lambda one: one.seconds)
-        turn = _Turn(now, cpu_s, steps.waited_s)
-        passed = now - origin - arrival
-        while opened < num_streams and passed[opened] >= 0:
-            options = StreamOptions(phrases=lists.of(opened))
-            with in_engine:
-                engine.open(names[opened], options)
-            checkpoints.opened(names[opened], 0)
-            state = engine._streams.get(names[opened])
-            slot_of[opened], stream_of[state.slot] = state.slot, opened
-            opened += 1
-        for _ in range(lists.changes(now - origin)):
-            change = lists.change(opened)
-            if change is not None and np.isnan(final_at[change[0]]) and given[change[0]] < num_pieces:
-                replaced, others = change
-                heard_now = first + max(0, int(given[replaced]) - 1) * chunk
-                with in_engine:
-                    engine.replace_phrases(names[replaced], others, heard_now)
-                replaced_lists += 1
-        due = np.clip((passed * SAMPLE_RATE - first) // chunk + 1, 0, num_pieces).astype(np.int64)
-        newly = np.flatnonzero(due > given)
-        parts, over = [], []
-        for index, was, until in zip(newly.tolist(), given[newly].tolist(), due[newly].tolist(), strict=True):
-            name, at = names[index], offset[index]
-            for piece in range(was, until):
-                start = (at + piece * chunk) % lap
-                parts.append((name, pool[start : start + (chunk if piece else first)]))
-            if until == num_pieces:
-                over.append(name)
-        with in_engine:
-            for name, samples in parts:
-                engine.feed(name, samples)
-            for name in over:
-                engine.finish(name)
-        given[newly] = due[newly]
-        if opened and now >= look_at:
-            look_at = now + _LOOK_EVERY_S
-            live = np.isnan(final_at[:opened])
-            heard = np.minimum(passed[:opened] * SAMPLE_RATE, length)
-            frames = table.decoded[slot_of[:opened]]
-            behind = np.where(live, heard - clock.frame_samples * frames, 0.0).max() / SAMPLE_RATE
-            max_backlog = max(max_backlog, float(behind))
-            gave_up = behind > GIVE_UP_BACKLOG_S
-        with in_engine:
-            outputs = engine.step() if engine.has_work() else None
-        if outputs is not None:
-            for output in outputs:
-                if output.failed is not None:
-                    gave_up, failure = True, failure or str(output.failed)
-                if output.is_final:
-                    final_at[output.stream - 1] = time_of.now()
-                    checkpoints.drop(output.stream)
-                else:
-                    checkpoints.decoded(output.stream, output.samples_decoded)
-            for name in checkpoints.next_ones(engine.is_under_way) if replay_s else ():
-                if not snapshots.has_room():
-                    break
-                try:
-                    with in_engine:
-                        taken = engine.snapshot(name)
-                except EngineError:
-                    # Its end came with the running step, which can happen in a worker, too.
-                    checkpoints.drop(name)
-                    continue
-                checkpoints.taken(name, taken.samples_decoded)
-                snapshots.put(taken)
-        elif not np.isnan(final_at).any():
-            break
-        else:
-            idle_s += _IDLE_S
-            time_of.sleep(_IDLE_S)
-    wall, thread_s = time_of.now() - origin, time.thread_time() - thread_began_s
-    made_up_s = steps.inner.made_up_s if isinstance(steps.inner, SimulatedSteps) else 0.0
-    engine_s = in_engine.seconds - steps.noting.seconds - made_up_s
+    trial.run()
     gc.unfreeze()
     gc.set_threshold(*thresholds)
-    snapshots.stop()
-    stats = engine.stats
-    busy = stats.pre_encode.busy_s + stats.encode.busy_s + stats.decode.busy_s
-    waits = []
-    for started, (streams, chunks) in zip(steps.started, steps.rows, strict=True):
-        there = origin + arrival[streams] + (first + chunks * chunk) / SAMPLE_RATE
-        waits.append(started - there)
-    wait_s = np.concatenate(waits) if waits else np.zeros(1)
-    last_sample = origin + arrival + length / SAMPLE_RATE
-    chunk_s = chunk / SAMPLE_RATE
-    final_ms = 1000 * (final_at - last_sample - chunk_s)
-    missing = bool(np.isnan(final_ms).any())
-    step_ms = 1000 * (np.array(steps.over) - np.array(steps.began))
-    late = float((wait_s > chunk_s).mean())
-    final_p50, final_p95 = (
-        np.inf if missing else float(np.percentile(final_ms, share)) for share in (50, 95)
-    )
-    return TrialResult(
-        streams=num_streams,
-        seconds=seconds,
-        passed=not gave_up
-        and late <= MAX_LATE_SHARE
-        and final_p95 <= MAX_FINAL_MS
-        and max_backlog <= MAX_BACKLOG_S,
-        chunks=len(wait_s),
-        late_share=late,
-        wait_p50_ms=1000 * float(np.percentile(wait_s, 50)),
-        wait_p99_ms=1000 * float(np.percentile(wait_s, 99)),
-        final_p50_ms=final_p50,
-        final_p95_ms=final_p95,
-        max_backlog_s=max_backlog,
-        steps=len(step_ms),
-        rows_per_step=sum(rows.shape[1] for rows in steps.rows) / max(1, len(step_ms)),
+    return trial.result(seconds)
+
+
+class _Load:
+    """The audio of a trial's streams.
+
+    arrival: when each stream begins, in seconds.   first, chunk: samples of its first piece, of each other.
+    num_pieces, length: pieces and samples of each stream.
+    """
+
+    def __init__(
+        self, engine: SpeechEngine, num_streams: int, seconds: float, arrival_s: float, seed: int
+    ) -> None:
+        clock, rng = engine.clock, np.random.default_rng(seed)
+        self.num_streams = num_streams
+        self.arrival = np.sort(rng.uniform(0.0, arrival_s, num_streams))
+        self.first, self.chunk = clock.samples_of_chunks(1), clock.chunk_samples
+        self.num_pieces = max(1, int((seconds * SAMPLE_RATE - self.first) // self.chunk) + 1)
+        self.length = self.first + (self.num_pieces - 1) * self.chunk
+        # The recordings repeat: a stream that reaches their end continues at their start.
+        self._lap = len(recordings())
+        # pcm16, as from clients and workers.
+        self._pool = np.round(32_768 * speech(0, self._lap + self.chunk)).astype(np.int16)
+        self._offset = rng.integers(0, self._lap, num_streams).tolist()
+
+    def due(self, passed: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return how many pieces of each stream are there, so many seconds after its begin."""
+        pieces = (passed * SAMPLE_RATE - self.first) // self.chunk + 1
+        return np.clip(pieces, 0, self.num_pieces).astype(np.int64)
+
+    def piece(self, stream: int, number: int) -> NDArray[np.int16]:
+        """Return the samples of a piece."""
+        start = (self._offset[stream] + number * self.chunk) % self._lap
+        return self._pool[start : start + (self.chunk if number else self.first)]
+
+
+class _Trial:
+    """One trial: it opens and feeds streams in real time, steps the engine, and notes what that took."""
+
+    def __init__(
+        self,
+        engine: SpeechEngine,
+        load: _Load,
+        lists: PhraseLists,
+        replay_s: float,
+        time_of: Clock,
+        *,
+        shared: bool,
+    ) -> None:
+        num_streams = load.num_streams
+        self._engine, self._load, self._lists, self._time_of = engine, load, lists, time_of
+        self._stream_of = np.full(engine.capacity, -1, dtype=np.int64)
+        self._steps = RecordingSteps(engine.steps, engine.clock, self._stream_of, time_of.now, shared=shared)
+        engine.steps = self._steps
+        self._names = [StreamId(number + 1) for number in range(num_streams)]
+        self._opened = 0
+        self._given = np.zeros(num_streams, dtype=np.int64)  # pieces of each stream
+        self._slot_of = np.full(num_streams, -1, dtype=np.int64)
+        self._final_at = np.full(num_streams, np.nan)
+        self._takes_snapshots = bool(replay_s)
+        self._checkpoints = CheckpointQueue(replay_s, time_of.now)
+        self._snapshots = DroppedSnapshots()
+        self._max_backlog_s, self._look_at = 0.0, 0.0
+        self._gave_up, self._failure = False, ""
+        self._num_replaced = 0
+        self._tokens_before = engine.stats.tokens
+        self._idle_s = self._wall_s = self._thread_s = 0.0
+        self._longest, self._in_engine = _Turn(), _Spent()
+        self._origin = 0.0
+
+    def run(self) -> None:
+        """Run until each stream has had its final result, or the trial has failed."""
+        steps, time_of, turn = self._steps, self._time_of, _Turn()
+        self._origin, thread_began_s = time_of.now(), time.thread_time()
+        while not self._gave_up:
+            now, cpu_s = time_of.now(), time.thread_time()
+            turn.end(now, cpu_s, steps.waited_s)
+            self._longest = max(self._longest, turn, key=lambda one: one.seconds)
+            turn = _Turn(now, cpu_s, steps.waited_s)
+            passed = now - self._origin - self._load.arrival
+            self._open(passed)
+            self._replace_phrases(now)
+            self._feed(passed)
+            if self._opened and now >= self._look_at:
+                self._look_at = now + _LOOK_EVERY_S
+                self._look_at_backlog(passed)
+            if self._step():
+                continue
+            if not np.isnan(self._final_at).any():
+                break
+            self._idle_s += _IDLE_S
+            time_of.sleep(_IDLE_S)
+        self._wall_s, self._thread_s = time_of.now() - self._origin, time.thread_time() - thread_began_s
+        self._snapshots.stop()
+
+    def _open(self, passed: NDArray[np.float64]) -> None:
+        while self._opened < len(self._names) and passed[self._opened] >= 0:
+            number, name = self._opened, self._names[self._opened]
+            options = StreamOptions(phrases=self._lists.of(number))
+            with self._in_engine:
+                self._engine.open(name, options)
+            self._checkpoints.opened(name, 0)
+            slot = self._engine._streams.get(name).slot
+            self._slot_of[number], self._stream_of[slot] = slot, number
+            self._opened += 1
+
+    def _replace_phrases(self, now: float) -> None:
+        load = self._load
+        for _ in range(self._lists.changes(now - self._origin)):
+            change = self._lists.change(self._opened)
+            if change is None or self._given[change[0]] >= load.num_pieces:
+                continue
+            number, phrases = change
+            if np.isnan(self._final_at[number]):
+                heard_now = load.first + max(0, int(self._given[number]) - 1) * load.chunk
+                with self._in_engine:
+                    self._engine.replace_phrases(self._names[number], phrases, heard_now)
+                self._num_replaced += 1
+
+    def _feed(self, passed: NDArray[np.float64]) -> None:
+        due = self._load.due(passed)
+        newly = np.flatnonzero(due > self._given)
+        parts, over = [], []
+        for number, was, until in zip(
+            newly.tolist(), self._given[newly].tolist(), due[newly].tolist(), strict=True
+        ):
+            name = self._names[number]
+            parts += [(name, self._load.piece(number, piece)) for piece in range(was, until)]
+            if until == self._load.num_pieces:
+                over.append(name)
+        with self._in_engine:
+            for name, samples in parts:
+                self._engine.feed(name, samples)
+            for name in over:
+                self._engine.finish(name)
+        self._given[newly] = due[newly]
+
+    def _look_at_backlog(self, passed: NDArray[np.float64]) -> None:
+        opened = self._opened
+        live = np.isnan(self._final_at[:opened])
+        heard = np.minimum(passed[:opened] * SAMPLE_RATE, self._load.length)
+        decoded = self._engine.clock.frame_samples * self._engine._table.decoded[self._slot_of[:opened]]
+        behind_s = float(np.where(live, heard - decoded, 0.0).max()) / SAMPLE_RATE
+        self._max_backlog_s = max(self._max_backlog_s, behind_s)
+        self._gave_up = behind_s > GIVE_UP_BACKLOG_S
+
+    def _step(self) -> bool:
+        """Step the engine, and take its outputs; return False if it had no work."""
+        with self._in_engine:
+            if not self._engine.has_work():
+                return False
+            outputs = self._engine.step()
+        for output in outputs:
+            if output.failed is not None:
+                self._gave_up, self._failure = True, self._failure or str(output.failed)
+            if output.is_final:
+                self._final_at[output.stream - 1] = self._time_of.now()
+                self._checkpoints.drop(output.stream)
+            else:
+                self._checkpoints.decoded(output.stream, output.samples_decoded)
+        if self._takes_snapshots:
+            self._take_snapshots()
+        return True
+
+    def _take_snapshots(self) -> None:
+        for name in self._checkpoints.next_ones(self._engine.is_under_way):
+            if not self._snapshots.has_room():
+                break
+            try:
+                with self._in_engine:
+                    taken = self._engine.snapshot(name)
+            except EngineError:
+                # Its end came with the running step, which can happen in a worker, too.
+                self._checkpoints.drop(name)
+                continue
+            self._checkpoints.taken(name, taken.samples_decoded)
+            self._snapshots.put(taken)
+
+    def result(self, seconds: float) -> TrialResult:
+        """Return the figures. seconds: length of each stream."""
+        steps, load, stats, longest = self._steps, self._load, self._engine.stats, self._longest
+        made_up_s = steps.inner.made_up_s if isinstance(steps.inner, SimulatedSteps) else 0.0
+        engine_s = self._in_engine.seconds - steps.noting.seconds - made_up_s
+        busy_s = stats.pre_encode.busy_s + stats.encode.busy_s + stats.decode.busy_s
+        wait_s, chunk_s = self._waits_s(), load.chunk / SAMPLE_RATE
+        late = float((wait_s > chunk_s).mean())
+        last_sample = self._origin + load.arrival + load.length / SAMPLE_RATE
+        final_p50, final_p95 = _percentiles(1000 * (self._final_at - last_sample - chunk_s), 50, 95)
         # A trial whose streams all fail at once has no step.
-        step_p50_ms=float(np.percentile(step_ms, 50)) if len(step_ms) else np.inf,
-        step_p99_ms=float(np.percentile(step_ms, 99)) if len(step_ms) else np.inf,
-        device_busy=busy / wall,
-        host_busy=1.0 - (idle_s + steps.waited_s) / wall,
-        host_us_a_chunk=1e6 * thread_s / max(1, len(wait_s)),
-        engine_us_a_chunk=1e6 * engine_s / max(1, len(wait_s)),
-        tokens_per_second=(stats.tokens - tokens_before) / (num_streams * length / SAMPLE_RATE),
-        finals=int((~np.isnan(final_at)).sum()),
-        longest_turn_ms=1000 * longest.seconds,
-        longest_turn_at_s=longest.began_at - origin,
-        longest_turn_wait_ms=1000 * longest.waited_s,
-        longest_turn_cpu_ms=1000 * longest.cpu_s,
-        snapshots=snapshots.taken,
-        snapshot_bytes=snapshots.num_bytes,
-        lists_replaced=replaced_lists,
-        failure=failure,
-    )
+        step_p50, step_p99 = _percentiles(1000 * (np.array(steps.over) - np.array(steps.began)), 50, 99)
+        return TrialResult(
+            streams=load.num_streams,
+            seconds=seconds,
+            passed=not self._gave_up
+            and late <= MAX_LATE_SHARE
+            and final_p95 <= MAX_FINAL_MS
+            and self._max_backlog_s <= MAX_BACKLOG_S,
+            chunks=len(wait_s),
+            late_share=late,
+            wait_p50_ms=1000 * float(np.percentile(wait_s, 50)),
+            wait_p99_ms=1000 * float(np.percentile(wait_s, 99)),
+            final_p50_ms=final_p50,
+            final_p95_ms=final_p95,
+            max_backlog_s=self._max_backlog_s,
+            steps=len(steps.over),
+            rows_per_step=sum(rows.shape[1] for rows in steps.rows) / max(1, len(steps.over)),
+            step_p50_ms=step_p50,
+            step_p99_ms=step_p99,
+            device_busy=busy_s / self._wall_s,
+            host_busy=1.0 - (self._idle_s + steps.waited_s) / self._wall_s,
+            host_us_a_chunk=1e6 * self._thread_s / max(1, len(wait_s)),
+            engine_us_a_chunk=1e6 * engine_s / max(1, len(wait_s)),
+            tokens_per_second=(stats.tokens - self._tokens_before)
+            / (load.num_streams * load.length / SAMPLE_RATE),
+            finals=int((~np.isnan(self._final_at)).sum()),
+            longest_turn_ms=1000 * longest.seconds,
+            longest_turn_at_s=longest.began_at - self._origin,
+            longest_turn_wait_ms=1000 * longest.waited_s,
+            longest_turn_cpu_ms=1000 * longest.cpu_s,
+            snapshots=self._snapshots.taken,
+            snapshot_bytes=self._snapshots.num_bytes,
+            lists_replaced=self._num_replaced,
+            failure=self._failure,
+        )
+
+    def _waits_s(self) -> NDArray[np.float64]:
+        """Return the seconds from each chunk's last sample to the start of its step."""
+        load, waits = self._load, []
+        for started, (streams, chunks) in zip(self._steps.started, self._steps.rows, strict=True):
+            there = self._origin + load.arrival[streams] + (load.first + chunks * load.chunk) / SAMPLE_RATE
+            waits.append(started - there)
+        return np.concatenate(waits) if waits else np.zeros(1)
+
+
+def _percentiles(values: NDArray[np.float64], *percents: float) -> tuple[float, ...]:
+    """Return percentiles; infinity where there is no value, or one is missing."""
+    if not len(values) or np.isnan(values).any():
+        return (np.inf,) * len(percents)
+    return tuple(float(value) for value in np.percentile(values, percents))
