@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import re
 import secrets
 import sys
@@ -14,6 +13,7 @@ from typing import Final, NoReturn
 
 from common.errors import ServiceError, SettingsError
 from common.redis.grants import USERS, acl_file
+from common.replaced_file import replace_file
 from common.settings import PROGRAM
 
 PASSWORD_FILE: Final = "redis-password"  # noqa: S105 - a name
@@ -86,14 +86,6 @@ def _password(path: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace a file by one that its owner alone reads."""
+    """Replace a file, or make one that its owner alone reads."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(new, "x", encoding="ascii", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    replace_file(path, text.encode("ascii"))

@@ -13,8 +13,8 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,7 @@ import orjson
 
 from common.auth.api_key import KEY_ID_PATTERN, KeyId, digest_of, new_api_key
 from common.errors import ServiceError, SettingsError
+from common.replaced_file import give_to, replace_file
 
 FILE_VERSION: Final = 1
 SCOPES: Final = ("stream", "status", "mint")
@@ -37,6 +38,10 @@ _TOKEN_SECRET: Final = re.compile(r"[A-Za-z0-9_-]{43,}")
 
 class KeysFileError(ServiceError):
     """The keys file cannot be read, or is not valid."""
+
+
+class KeysFileUnreadError(KeysFileError):
+    """The keys file cannot be read now: what is wrong is not in the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +112,7 @@ def read_keys_file(path: Path) -> KeysFile:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise KeysFileError(f"The keys file {path} cannot be read: {error.strerror}.") from None
+        raise KeysFileUnreadError(f"The keys file {path} cannot be read: {error.strerror}.") from None
     if len(data) > _MAX_FILE_BYTES:
         raise KeysFileError(f"The keys file {path} is longer than {_MAX_FILE_BYTES} bytes.")
     return decode_keys_file(data, str(path))
@@ -226,30 +231,8 @@ def revoke_key(path: Path, key_id: str) -> KeyRecord:
     return revoked
 
 
-class _Write:
-    """Replaces the content of the file."""
-
-    def __init__(self, path: Path, mode: int) -> None:
-        self._path = path
-        self._mode = mode
-
-    def __call__(self, keys: KeysFile) -> None:
-        beside = self._path.with_name(f".{self._path.name}.{os.getpid()}.new")
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(keys.encode())
-                os.fchmod(file.fileno(), self._mode)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(self._path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
-
-
 @contextmanager
-def _changing(path: Path) -> Iterator[tuple[KeysFile | None, _Write]]:
+def _changing(path: Path) -> Iterator[tuple[KeysFile | None, Callable[[KeysFile], None]]]:
     """Lock out other changes; yield the content (None without a file) and what replaces it."""
     try:
         lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -258,9 +241,14 @@ def _changing(path: Path) -> Iterator[tuple[KeysFile | None, _Write]]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         exists = path.exists()
-        mode = stat.S_IMODE(path.stat().st_mode) if exists else 0o600
         try:
-            yield (read_keys_file(path) if exists else None), _Write(path, mode)
+            if exists:
+                with suppress(PermissionError):  # the file's owner may change it another time
+                    give_to(lock, path.stat())
+            yield (
+                (read_keys_file(path) if exists else None),
+                lambda keys: replace_file(path, keys.encode()),
+            )
         except OSError as error:
             raise KeysFileError(f"The keys file {path} cannot be written: {error.strerror}.") from None
     finally:

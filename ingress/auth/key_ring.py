@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from common.auth.api_key import KeyId, is_key, key_id_of
-from common.auth.keys_file import KeyRecord, KeysFile, KeysFileError, others_can_read, read_keys_file
+from common.auth.keys_file import (
+    KeyRecord,
+    KeysFile,
+    KeysFileError,
+    KeysFileUnreadError,
+    others_can_read,
+    read_keys_file,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +39,8 @@ class KeyRing:
         self._path = path
         self._on_revoked = on_revoked
         self._state = self._file_state()
+        self._unread = ""
+        """Why the file could not be read when it was last looked at."""
         self._keys: KeysFile = read_keys_file(path)
         if others_can_read(path):
             logger.warning("other users can read the keys file %s; mode 0600 keeps them out", path)
@@ -69,13 +78,22 @@ class KeyRing:
         return {key_id for key_id, record in self._keys.records.items() if record.is_valid(now_s)}
 
     def _reload(self) -> None:
-        """Read the file again where it has changed; a file with errors changes nothing."""
+        """Read the file again where it has changed; a file with errors changes nothing.
+
+        A file that could not be read is tried again: no change of the file tells that its reader may read it
+        now, or has descriptors again.
+        """
         state = self._file_state()
-        if state == self._state:
+        if state == self._state and not self._unread:
             return
         self._state = state
+        unread, self._unread = self._unread, ""
         try:
             self._keys = read_keys_file(self._path)
+        except KeysFileUnreadError as error:
+            self._unread = str(error)
+            if self._unread != unread:
+                logger.error("the keys stay as they were: %s", error)
         except KeysFileError as error:
             logger.error("the keys stay as they were: %s", error)
         else:

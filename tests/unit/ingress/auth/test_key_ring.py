@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -80,6 +83,27 @@ async def test_a_file_that_is_wrong_or_gone_changes_nothing(
     assert ring.find(key) is not None
     path.write_bytes(good.replace(b'"revoked": false', b'"revoked": true'))
     await until(lambda: len(told) == 1)
+    following.cancel()
+
+
+async def test_a_file_that_cannot_be_read_for_a_while_is_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a mode that is mended nor a free descriptor changes the file's size, time or number."""
+    path = tmp_path / "keys.json"
+    create_key(path, TEMPLATE)
+    ring = KeyRing(path, lambda _: None)
+    following = asyncio.create_task(ring.run(lambda: 0.0))
+    with monkeypatch.context() as patched:
+        error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        patched.setattr(Path, "open", Mock(side_effect=error))
+        # Written without Path.open, as by another process.
+        _, key = create_key(tmp_path / "other.json", TEMPLATE)
+        (tmp_path / "other.json").replace(path)
+        await until(lambda: "Too many open files" in caplog.text)
+        await asyncio.sleep(0.05)
+        assert caplog.text.count("Too many open files") == 1
+    await until(lambda: ring.find(key) is not None)
     following.cancel()
 
 
