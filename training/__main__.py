@@ -51,7 +51,7 @@ def _run(arguments: argparse.Namespace) -> str:
         case "exclude":
             return stages.exclude(arguments.transcripts)
         case "text":
-            places = Places(arguments.chitchat, arguments.wordnet, arguments.hibari)
+            places = Places(arguments.chitchat, arguments.wordnet, arguments.hibari, arguments.scowl)
             return stages.text(places, arguments.templates, arguments.seed, arguments.out)
         case "tokenizer":
             return stages.tokenizer(arguments.text, arguments.out)
@@ -64,7 +64,9 @@ def _run(arguments: argparse.Namespace) -> str:
                 _inputs(arguments), arguments.speech, arguments.checkpoint, arguments.minutes, arguments.seed
             )
         case "others":
-            return stages.others(_inputs(arguments), arguments.speech, arguments.minutes, arguments.seed)
+            return stages.others(
+                _inputs(arguments), arguments.speech, arguments.minutes, arguments.seed, arguments.first_row
+            )
         case "train":
             return stages.train(_plan(arguments), arguments.speech, arguments.checkpoint, arguments.minutes)
         case "session":
@@ -129,7 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     text.add_argument("--chitchat", type=Path, required=True, help="folder chitchat_dataset of its package")
     text.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"), help="folder of data.noun")
     text.add_argument("--hibari", type=Path, required=True, help="folder hibari of its package")
-    text.add_argument("--templates", type=int, default=90_000, help="sentences of templates (default: 90000)")
+    text.add_argument(
+        "--scowl", type=Path, default=Path("/usr/share/dict/scowl"), help="folder of english-words.10"
+    )
+    text.add_argument(
+        "--templates", type=int, default=150_000, help="sentences of templates (default: 150000)"
+    )
     text.add_argument("--seed", type=int, default=1, help="seed of random choices (default: 1)")
     text.add_argument("--out", type=Path, required=True, help="text.tsv.xz to write")
 
@@ -154,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_text(others)
     others.add_argument("--speech", type=Path, required=True, help="folder of shards")
     others.add_argument("--minutes", type=float, default=7.0, help="how long it takes (default: 7)")
+    others.add_argument("--first-row", type=int, default=0, help="row of the text to begin at (default: 0)")
     others.add_argument("--seed", type=int, default=1, help="seed of random choices (default: 1)")
     _add_others(others)
 

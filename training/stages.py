@@ -43,9 +43,10 @@ from training.speech.kokoro.onnx_weights import convert
 from training.speech.on_cpu import Synthesiser, speak_many
 from training.speech.synthesis import Manners, Speaker, rows_of, synthesise
 from training.speech.voices import Voices, convert_voices
+from training.text.coverage import SPOKEN_ROWS, ordered, share_met
 from training.text.exclusion import HASHES, Exclusion, read_transcripts
 from training.text.phonemes import Phrase, pronounced, read_phrases, write_phrases
-from training.text.sources import Places, collect
+from training.text.sources import Places, collect, wanted_words
 from training.text.tokenizer import train_tokenizer
 
 HEADS: Final = Path(__file__).parent / "start" / "heads.safetensors"
@@ -68,11 +69,16 @@ def exclude(files: Sequence[Path], target: Path = HASHES) -> str:
 
 
 def text(places: Places, num_templates: int, seed: int, target: Path) -> str:
-    """Write the sentences of all sources as phonemes."""
+    """Write the sentences of all sources as phonemes, those first that a session needs for its words."""
     lines, excluded = collect(places, num_templates, seed, Exclusion.shipped())
-    phrases = list(pronounced(lines, seed))
+    wanted = wanted_words(places)
+    phrases = ordered(list(pronounced(lines, seed)), wanted, seed)
     write_phrases(phrases, target)
-    return f"{target}: {len(phrases)} phrases of {len(lines)} lines; {excluded} overlapped a test transcript"
+    met = share_met(phrases[:SPOKEN_ROWS], wanted)
+    return (
+        f"{target}: {len(phrases)} phrases of {len(lines)} lines; {excluded} overlapped a test transcript; "
+        f"{met:.1%} of the frequent words come often enough in the first {SPOKEN_ROWS} phrases"
+    )
 
 
 def tokenizer(phrases: Path, target: Path) -> str:
@@ -165,12 +171,15 @@ def speech(inputs: SpeechInputs, folder: Path, checkpoint: Path, minutes: float,
     return f"{folder}: next row {row}"
 
 
-def others(inputs: SpeechInputs, folder: Path, minutes: float, seed: int) -> str:
-    """Speak random rows of the text with the synthesisers on the CPU for some minutes."""
+def others(inputs: SpeechInputs, folder: Path, minutes: float, seed: int, first_row: int = 0) -> str:
+    """Speak rows at random with the synthesisers on the CPU for some minutes: those that Kokoro speaks."""
     deadline = time.monotonic() + 60 * minutes
     if not inputs.others:
         raise ValueError("no synthesiser is named: --pico, --flite PATH")
-    phrases = read_phrases(inputs.text)[inputs.num_held_out :]
+    first = max(first_row, inputs.num_held_out)
+    phrases = read_phrases(inputs.text)[first : first + SPOKEN_ROWS]
+    if not phrases:
+        raise ValueError(f"{inputs.text} has no row {first}")
     hours = speak_many(
         inputs.others,
         phrases,
@@ -258,8 +267,9 @@ def _speaking_commands(
     kokoro = ["speech", *shared, "--synthesiser", str(inputs.synthesiser), "--voices", str(inputs.voices)]
     commands = [[*kokoro, "--checkpoint", str(checkpoint), "--seed", str(seed)]]
     if inputs.others and processes.leads:
-        number = seed * 1_009 + _progress(checkpoint).num_sessions
-        command = ["others", *shared, "--seed", str(number)]
+        progress = _progress(checkpoint)
+        number = seed * 1_009 + progress.num_sessions
+        command = ["others", *shared, "--seed", str(number), "--first-row", str(progress.next_row)]
         command += ["--cpu-jobs", str(inputs.cpu_jobs), "--cpu-hours", str(inputs.cpu_hours)]
         for synthesiser in inputs.others:
             command += ["--flite", synthesiser.path] if isinstance(synthesiser, Flite) else ["--pico"]

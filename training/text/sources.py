@@ -3,6 +3,7 @@
 - `chitchat-dataset` (PyPI, MIT): messages of people who get to know each other.
 - WordNet 3.0 (Debian's wordnet-base, WordNet licence): examples, glosses, and words in frames.
 - templates of this package.
+- frequent words of SCOWL (Debian's scowl, free licence) and of the templates: alone, and in frames.
 - words of hibari-tts' lexicon (PyPI, Apache-2.0) that no other source has.
 """
 
@@ -13,11 +14,12 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from training.text.coverage import FREQUENT, OFTEN, frequent_words
 from training.text.exclusion import Exclusion
 from training.text.labels import certain_label, label, repaired, sentences
 from training.text.templates import Templates
@@ -30,6 +32,8 @@ _MIN_GLOSS_WORDS: Final = 4
 _MAX_REPEATS: Final = 40
 # A word that has been seen less often gets sentences of its own.
 _RARE: Final = 3
+# A frequent word gets frames until it has been seen so often: some of its lines have no known pronunciation.
+_ENOUGH: Final = OFTEN + 4
 _FRAMES: Final = {
     "noun": "the {}|a {}|what is a {}?|tell me about the {}.|how do you spell {}?|search for {}.|"
     "we talked about the {}.|{} and {}.|the {} of the {}.|is that a {} or a {}?|some {}.",
@@ -39,7 +43,15 @@ _FRAMES: Final = {
     "adj": "it is {}.|that was very {}.|are they {}?|quite {}.|{} and {}.|not {} but {}.",
     "adv": "{}.|it happened {}.|she said it {}.|they did it {} and {}.|he answered {}.",
     "word": "{}.|{}, {}.|the word is {}.|{} and {}.|how do you spell {}?|i said {}, not {}.",
+    "frequent": "{}, {}.|{} and {}.|{}, {}, {}.|{} or {}?|{} {}.|the {} {}.|{} the {}.|i said {}, not {}.|"
+    "{}, {} and {}.|to {} the {}.|no {}, no {}.|{}? {}.|{} {} {}.|write {}, then {}.|about {} and {}.",
+    "s": "{} and {}.|the {} and {}.|these {}, those {}.|it {} and {}.|{}, {}, {}.|all {}.|she {} the {}.",
+    "ed": "{} and {}.|it was {} and {}.|they {} and {} it.|{}, {}, {}.|not {} but {}.|we {} the {}.",
+    "ing": "{} and {}.|they are {} and {}.|{}, {}, {}.|without {} or {}.|keep {}.|{} the {}.|"
+    "after {} it, {}.",
+    "ly": "{} and {}.|it happened {}.|{}, {}, {}.|she said it {}, not {}.|very {}.|they {} {} did it.",
 }
+_ENDINGS: Final = ("ing", "ed", "ly", "s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +67,14 @@ class Line:
 class Places:
     """Folders of the packages, unpacked or installed.
 
-    `chitchat` holds dataset.json, `wordnet` the files data.noun and so on, `hibari` the folder assets.
+    `chitchat` holds dataset.json, `wordnet` the files data.noun and so on, `hibari` the folder assets,
+    `scowl` the files english-words.10 and so on.
     """
 
     chitchat: Path
     wordnet: Path
     hibari: Path
+    scowl: Path
 
 
 def collect(places: Places, num_templates: int, seed: int, exclusion: Exclusion) -> tuple[list[Line], int]:
@@ -74,8 +88,18 @@ def collect(places: Places, num_templates: int, seed: int, exclusion: Exclusion)
     _add_templates(kept, num_templates, random_)
     for source, sentence in _rare_words(places, kept.counts, random_):
         kept.add(source, sentence, once=True)
+    frequent = [word for word, times in wanted_words(places).items() if times >= FREQUENT[20]]
+    for sentence in _frequent_words(frequent, kept.counts, random_):
+        kept.add("word", sentence, once=True)
     random_.shuffle(kept.lines)
     return kept.lines, kept.num_excluded
+
+
+def wanted_words(places: Places) -> dict[str, int]:
+    """Return how often each frequent word, and each word of the templates' lists, should come."""
+    lists = Templates(0).words.values()
+    own = {word for entries in lists for entry in entries for word in label(entry).split()}
+    return {**frequent_words(places.scowl), **dict.fromkeys(sorted(own), OFTEN)}
 
 
 class _Kept:
@@ -166,6 +190,29 @@ def _rare_words(places: Places, counts: Counter[str], random_: random.Random) ->
             if any(counts[one] < _RARE for one in label(word).split()):
                 frame = random_.choice(_FRAMES[kind].split("|"))
                 yield "word", _capital(_article(frame.format(word, random_.choice(words))), random_)
+
+
+def _frequent_words(words: Sequence[str], counts: Counter[str], random_: random.Random) -> Iterator[str]:
+    """Yield each word alone, then frames with those that are seen less often than they should."""
+    for word in words:
+        yield _capital(f"{word}.", random_)
+    for _ in range(_ENOUGH):
+        rare = [word for word in words if counts[word] < _ENOUGH]
+        groups: dict[str, list[str]] = {}
+        for word in rare:
+            groups.setdefault(_kind(word), []).append(word)
+        random_.shuffle(rare)
+        for word in rare:
+            # Another word's frame may have had this one.
+            if counts[word] < _ENOUGH:
+                frame = random_.choice(_FRAMES[_kind(word)].split("|"))
+                others = random_.choices(groups[_kind(word)], k=2)
+                yield _capital(_article(frame.format(word, *others)), random_)
+
+
+def _kind(word: str) -> str:
+    """Return the kind of frames that fit a frequent word, by its ending."""
+    return next(filter(word.endswith, _ENDINGS), "frequent")
 
 
 def _article(sentence: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,27 @@ def test_a_synthesiser_that_fails_costs_its_own_speech_alone(
     out = capsys.readouterr().out
     assert said in out
     assert bool(out) == bool(said)
+
+
+def test_other_synthesisers_speak_what_kokoro_speaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_phrases([Phrase(f"row {k}", "chat", "us", "ɡˈO") for k in range(50)], tmp_path / "text.tsv.xz")
+    given: list[list[str]] = []
+
+    def speak_many(_others: object, phrases: Sequence[Phrase], *_: object, **__: object) -> float:
+        given.append([phrase.label for phrase in phrases])
+        return 0.0
+
+    monkeypatch.setattr("training.stages.speak_many", speak_many)
+    monkeypatch.setattr("training.stages.SPOKEN_ROWS", 20)
+    command = ["others", "--text", str(tmp_path / "text.tsv.xz"), "--speech", str(tmp_path)]
+    command += ["--held-out", "5", "--flite", "flite"]
+    assert main(command) == 0
+    assert main([*command, "--first-row", "40"]) == 0
+    assert given == [[f"row {k}" for k in range(5, 25)], [f"row {k}" for k in range(40, 50)]]
+    assert main([*command, "--first-row", "50"]) == 2
+    assert "has no row 50" in capsys.readouterr().err
 
 
 def test_where_the_text_goes_on(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.corpora.turn_corpus import SENTENCES
 from tests.oracle.models import RECORDINGS
+from training.text.coverage import FREQUENT, OFTEN
 from training.text.exclusion import Exclusion, read_transcripts
 from training.text.labels import label
 from training.text.sources import Places, collect
@@ -67,7 +68,11 @@ def test_lists_of_other_programs_are_read(tmp_path: Path) -> None:
 
 def make_places(folder: Path) -> Places:
     """Packages in small, with one sentence of a test in each."""
-    places = Places(folder / "chitchat", folder / "wordnet", folder / "hibari")
+    places = Places(folder / "chitchat", folder / "wordnet", folder / "hibari", folder / "scowl")
+    places.scowl.mkdir()
+    for size in FREQUENT:
+        (places.scowl / f"english-words.{size}").write_text(f"sea\nwaxing\nrare{'abc'[size % 3]}\n")
+        (places.scowl / f"american-words.{size}").write_text("beach\n")
     places.chitchat.mkdir()
     messages = [
         [{"text": "im fine. Ask not what your country can do for you."}],
@@ -97,3 +102,13 @@ def test_the_text_has_no_test_transcript(tmp_path: Path) -> None:
     assert "i'm fine" in labels
     assert any(line.source == "word" and "sea lion" in line.label for line in lines)
     assert sum(line.source == "template" for line in lines) > 300
+
+
+def test_frequent_words_come_alone_and_in_frames(tmp_path: Path) -> None:
+    lines, _ = collect(make_places(tmp_path), 400, 3, Exclusion.shipped())
+    labels = [line.label for line in lines if line.source == "word"]
+    for word in ("sea", "waxing", "beach", "voicemail"):
+        assert word in [line.label for line in lines]
+        assert sum(word in line.label.split() for line in lines) >= OFTEN
+    # Each ending has frames of its own.
+    assert any(label.startswith("they are waxing and ") for label in labels)
