@@ -37,18 +37,19 @@ def credential_of(request: Request) -> Credential | None:
         scheme, _, secret = authorization.strip().partition(" ")
         if scheme.lower() not in _SCHEMES or not secret.strip():
             raise Malformed
-        return _credential(secret)
+        return credential_from(secret)
     offered = subprotocols_of(request)
     for at, protocol in enumerate(offered):
         if protocol.lower() in _SCHEMES and at + 1 < len(offered):
-            return _credential(offered[at + 1])
+            return credential_from(offered[at + 1])
         for prefix in (_OWN_PREFIX, _OPENAI_PREFIX):
             if protocol.startswith(prefix):
-                return _credential(protocol.removeprefix(prefix))
+                return credential_from(protocol.removeprefix(prefix))
     return None
 
 
-def _credential(secret: str) -> Credential:
+def credential_from(secret: str) -> Credential:
+    """Return the credential of a secret, wherever a client showed it. Raises Malformed."""
     secret = secret.strip()
     if not secret or len(secret) > MAX_SECRET_LENGTH or not secret.isascii():
         raise Malformed

@@ -10,7 +10,7 @@ from typing import Final
 from common.errors import ErrorCode, StreamError
 from common.monitoring.metrics import IngressMetrics
 from ingress.auth.client import ANYBODY, Client
-from ingress.auth.credentials import Malformed, credential_of
+from ingress.auth.credentials import Credential, Malformed, credential_from, credential_of
 from ingress.auth.key_ring import KeyRing
 from ingress.auth.origins import Origins
 from ingress.auth.proxies import counted_as
@@ -71,13 +71,7 @@ class Door:
         if self._ring is None:
             return ANYBODY
         try:
-            try:
-                credential = credential_of(request)
-            except Malformed:
-                raise _Unknown("malformed", "The credentials are malformed.") from None
-            if credential is None:
-                raise _Unknown("missing", "A key is needed: 'Authorization: Bearer KEY'.")
-            return self._find(self._ring, credential.secret)
+            return self._find(self._ring, lambda: credential_of(request))
         except _Unknown as error:
             if self._failed(request.address, error):
                 raise Refused(Refusal(HTTPStatus.UNAUTHORIZED, str(error), _CHALLENGE)) from None
@@ -91,7 +85,7 @@ class Door:
         if self._ring is None:
             return ANYBODY
         try:
-            return self._find(self._ring, secret)
+            return self._find(self._ring, lambda: credential_from(secret))
         except _Unknown as error:
             sentence = str(error) if self._failed(address, error) else _TOO_MANY
             raise StreamError(ErrorCode.UNAUTHORIZED, sentence) from None
@@ -107,7 +101,14 @@ class Door:
         """Count a client whose key lacks the scope for its request."""
         self._metrics.auth_failures["scope"] += 1
 
-    def _find(self, ring: KeyRing, secret: str) -> Client:
+    def _find(self, ring: KeyRing, read: Callable[[], Credential | None]) -> Client:
+        try:
+            credential = read()
+        except Malformed:
+            raise _Unknown("malformed", "The credentials are malformed.") from None
+        if credential is None:
+            raise _Unknown("missing", "A key is needed: 'Authorization: Bearer KEY'.")
+        secret = credential.secret
         if secret.startswith("pk_"):
             record = ring.find(secret)
             if record is None:

@@ -250,6 +250,16 @@ def test_the_first_message_of_the_tcp_port_is_judged_alike(entrance: Entrance) -
         entrance.door.admit_secret("wrong", "192.0.2.1")
 
 
+@pytest.mark.parametrize("secret", ["", " ", "\ud800", "pk_\ud800", "pk_\u00e9", "x" * 5000])
+def test_a_secret_that_is_no_text_of_a_header_is_refused_on_the_tcp_port(
+    entrance: Entrance, secret: str
+) -> None:
+    with pytest.raises(StreamError, match="malformed") as raised:
+        entrance.door.admit_secret(secret, "192.0.2.1")
+    assert raised.value.code is ErrorCode.UNAUTHORIZED
+    assert entrance.metrics.auth_failures["malformed"] == 1
+
+
 @pytest.mark.parametrize(
     ("offered", "answered"),
     [
