@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO, Final
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 # is a prompt.
 _MAX_FIELDS: Final = 100
 _MAX_FIELD_BYTES: Final = 64 << 10
+# Starlette decodes fields with any of Python's codecs that the client names: one of them needs a tenth of a
+# second for a field, on the event loop, and another fails for every text.
+_CHARSETS: Final = (b"utf-8", b"utf8", b"us-ascii", b"iso-8859-1")
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -87,6 +91,7 @@ async def received(request: Request, on_bytes: Callable[[int], None]) -> AsyncIt
 
     on_bytes: called with the size of each part of the body; an exception from it ends the upload.
     """
+    _check_type(request.headers.get("content-type"))
     counted = Request(request.scope, _Counted(request, on_bytes))
     try:
         with on_disk():
@@ -111,6 +116,15 @@ async def received(request: Request, on_bytes: Callable[[int], None]) -> AsyncIt
         for _, value in form.multi_items():
             if isinstance(value, UploadFile):
                 value.file.close()
+
+
+def _check_type(content_type: str | None) -> None:
+    """Raise BadUpload for a body that is no form, or a form in a character set that forms do not have."""
+    kind, parameters = parse_options_header(content_type)
+    if kind != b"multipart/form-data":
+        raise BadUpload("The recording comes in a form: the body is multipart/form-data.")
+    if parameters.get(b"charset", _CHARSETS[0]).lower() not in _CHARSETS:
+        raise BadUpload("The fields of a form are UTF-8: its 'charset' is no other.")
 
 
 @asynccontextmanager

@@ -205,6 +205,38 @@ async def test_a_form_that_is_none_is_refused_within_bounds(body: bytes) -> None
     assert (status, answer["error"]["message"]) == (400, "Invalid multipart data.")
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(f"multipart/form-data; charset={name}; boundary=x" for name in ("punycode", "undefined", "utf-16")),
+        *(
+            "application/x-www-form-urlencoded",
+            "application/json",
+            "audio/wav",
+            "multipart/mixed; boundary=x",
+        ),
+    ],
+)
+async def test_a_form_is_one_of_parts_in_utf_8(kind: str) -> None:
+    backplane = ScriptedBackplane()
+    recordings = recordings_of(backplane)
+    body = b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na-b\r\n--x--\r\n'
+    async with serving(backplane, endpoints=transcription_endpoints(recordings)) as harness:
+        status, answer = await posted(harness.ws_port, "/v1/audio/transcriptions", body, kind)
+    assert status == 400
+    assert ("UTF-8" if "charset" in kind else "multipart/form-data") in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("charset", ["UTF-8", '"utf8"', "ISO-8859-1"])
+async def test_a_form_may_name_its_character_set(charset: str) -> None:
+    backplane = ScriptedBackplane(echo=True)
+    recordings = recordings_of(backplane)
+    kind = f"multipart/form-data; charset={charset}; boundary={BOUNDARY}"
+    async with serving(backplane, endpoints=transcription_endpoints(recordings)) as harness:
+        status, _ = await posted(harness.ws_port, "/v1/audio/transcriptions", spoken({"prompt": "a"}), kind)
+    assert status == 200
+
+
 @pytest.mark.parametrize("target", ["/v1/listen", "/v1/audio/transcriptions"])
 async def test_uploads_are_bounded_while_they_are_received(target: str) -> None:
     backplane = ScriptedBackplane(echo=True)
