@@ -21,7 +21,7 @@ from ingress.clients.limits import UNREAD_TIMEOUT_S
 from ingress.http import handshake
 from ingress.http.answering import answering
 from ingress.http.body import Body, has_body, head_of_body
-from ingress.http.head import request_of
+from ingress.http.head import fault_of, request_of
 from ingress.http.refusal import Refusal, Refused, failed, refusing
 from ingress.http.site import TOO_MANY, Site
 from ingress.request import Request
@@ -61,7 +61,6 @@ _HEADERS_TOO_LONG: Final = Refusal(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"The headers are longer than {MAX_HEADER_BYTES} bytes."
 )
 _GARBAGE: Final = Refusal(HTTPStatus.BAD_REQUEST, "This is no HTTP request.")
-_VERSION: Final = Refusal(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "This port speaks HTTP/1.0 and HTTP/1.1.")
 _PIPELINED: Final = Refusal(
     HTTPStatus.TOO_MANY_REQUESTS, f"More than {MAX_PIPELINED} requests of this connection wait."
 )
@@ -240,12 +239,13 @@ class Front(HttpToolsProtocol):
         self._stop_waiting()
         if self._turned_away is not None:
             self._stop_parsing(self._turned_away)
-        version = self.parser.get_http_version()
-        if version not in ("1.0", "1.1"):
-            self._stop_parsing(_VERSION)
         if len(self.parser.get_method()) + len(self.url) + _LINE_OVERHEAD_BYTES > MAX_REQUEST_LINE_BYTES:
             self._stop_parsing(_LINE_TOO_LONG)
         request = self._request = self._read_request()
+        version = self.parser.get_http_version()
+        fault = fault_of(request, version)
+        if fault is not None:
+            self._stop_parsing(self._site.shaped(request.path, fault))
         # HTTP/1.0 has no upgrades (RFC 9110, section 7.8), and an upgrade to WebSocket is a GET.
         self._opens_websocket = (
             self.parser.should_upgrade()

@@ -43,7 +43,9 @@ class _Upload:
 async def test_trailers_without_end_are_refused_at_their_bound(trailer: bytes) -> None:
     async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
         client = await harness.raw_ws()
-        client.writer.write(b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nA: b")
+        client.writer.write(
+            b"POST /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nA: b"
+        )
         for _ in range(40):
             client.writer.write(trailer)
             with suppress(ConnectionError):
@@ -57,7 +59,7 @@ async def test_trailers_without_end_are_refused_at_their_bound(trailer: bytes) -
 async def test_a_body_that_does_not_end_ends_with_its_connection(caplog: pytest.LogCaptureFixture) -> None:
     async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
         client = await harness.raw_ws()
-        client.writer.write(b"POST /echo HTTP/1.1\r\nContent-Length: 3\r\n\r\nok")
+        client.writer.write(b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nok")
         client.writer.write_eof()
         async with asyncio.timeout(60):
             assert await client.reader.read() == b""
@@ -76,7 +78,7 @@ async def test_a_body_that_does_not_end_ends_with_its_connection(caplog: pytest.
     ],
 )
 @pytest.mark.parametrize("cut", [3, 24, 72])  # within the body, and within the head
-@pytest.mark.parametrize("behind", [b"", b"POST /echo HTTP/1.1\r\nContent-Length: 3\r\n\r\nbad"])
+@pytest.mark.parametrize("behind", [b"", b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nbad"])
 async def test_a_request_with_another_upgrade_has_its_body(rest: bytes, cut: int, behind: bytes) -> None:
     head = b"POST /echo HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n" + rest
     at = len(head) - cut
@@ -104,7 +106,7 @@ async def test_a_wrong_body_behind_another_upgrade_is_refused() -> None:
 async def test_a_body_that_is_expected_to_be_asked_for_is_asked_for() -> None:
     async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
         client = await harness.raw_ws()
-        head = b" HTTP/1.1\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+        head = b" HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
         await client.send(b"POST /echo" + head)
         assert (await client.response())[0] == 100
         await client.send(b"ok")

@@ -76,8 +76,14 @@ async def _answer(harness: Harness, request: bytes) -> tuple[int, dict[str, str]
         (b"GET / HTTP/2.0\r\n\r\n", 505),
         (b"CONNECT h:80 HTTP/1.1\r\nHost: h\r\n\r\n", 400),
         (b"GET http://[ HTTP/1.1\r\nHost: h\r\n\r\n", 400),
-        (b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n", 400),  # a folded header
+        (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: h\r\nA: b\r\n c\r\n\r\n", 400),  # a folded header
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: h\r\nHost: h\r\n\r\n", 400),
+        (b"GET / HTTP/1.0\r\nHost: h\r\nHost: i\r\n\r\n", 400),
+        (b"GET /ws HTTP/1.1\r\nConnection: Upgrade\r\n" + _KEY + b"\r\n", 400),
+        (b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nxx", 415),
+        (b"POST /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
         (b"GET /nowhere HTTP/1.1\r\n" + _UPGRADE + b"\r\n", 404),
         (b"GET / HTTP/1.1\r\n" + _UPGRADE.replace(b"13", b"12") + b"\r\n", 400),
         (b"GET / HTTP/1.1\r\n" + _UPGRADE.replace(b"AAAA", b"AA") + b"\r\n", 400),
@@ -117,7 +123,7 @@ async def test_a_request_that_is_not_let_in_is_counted_and_logged_without_its_qu
 
     async with serving(ScriptedBackplane(), authenticate=nobody, endpoints=_ENDPOINTS) as harness:
         client = await harness.raw_ws()
-        await client.send(b"POST /echo?key=secret HTTP/1.1\r\nContent-Length: 2\r\n\r\nok")
+        await client.send(b"POST /echo?key=secret HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nok")
         assert (await client.response())[0] == 401
         await client.close()
         assert harness.metrics.refused_requests["401"] == 1
@@ -159,7 +165,7 @@ async def test_a_request_line_is_as_long_as_allowed_and_no_longer(
 ) -> None:
     async with serving(ScriptedBackplane()) as harness:
         room = MAX_REQUEST_LINE_BYTES - len(line.replace(b"%s", b""))
-        rest = (_UPGRADE if fits == 101 else b"Connection: close\r\n") + b"\r\n"
+        rest = (_UPGRADE if fits == 101 else b"Host: h\r\nConnection: close\r\n") + b"\r\n"
         for size, expected in ((room, fits), (room + 1, status)):
             client = await harness.raw_ws()
             client.writer.write(line.replace(b"%s", b"x" * size) + rest)
@@ -168,11 +174,11 @@ async def test_a_request_line_is_as_long_as_allowed_and_no_longer(
 
 
 @pytest.mark.parametrize(
-    ("header", "count"), [(b"A: %s\r\n", 1), (b"A: bcd%s\r\n", MAX_HEADER_BYTES // 8 - 8)]
+    ("header", "count"), [(b"A: %s\r\n", 1), (b"A: bcd%s\r\n", MAX_HEADER_BYTES // 8 - 9)]
 )
 async def test_headers_are_as_long_as_allowed_and_no_longer(header: bytes, count: int) -> None:
     async with serving(ScriptedBackplane()) as harness:
-        fixed = b"Connection: close\r\n" + header.replace(b"%s", b"") * (count - 1)
+        fixed = b"Host: h\r\nConnection: close\r\n" + header.replace(b"%s", b"") * (count - 1)
         room = MAX_HEADER_BYTES - len(fixed) - len(header.replace(b"%s", b""))
         for size, expected in ((room, 200), (room + 1, 431)):
             client = await harness.raw_ws()
@@ -252,7 +258,7 @@ async def test_http_1_0_is_served_and_closed() -> None:
 async def test_pipelined_requests_are_answered_in_order() -> None:
     async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
         client = await harness.raw_ws()
-        requests = [b"POST /echo HTTP/1.1\r\nContent-Length: 1\r\n\r\n%d" % n for n in range(9)]
+        requests = [b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\n%d" % n for n in range(9)]
         await client.send(b"".join(requests))
         assert [(await client.response())[2] for _ in requests] == [b"%d" % n for n in range(9)]
         await client.close()
@@ -261,7 +267,7 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
 async def test_too_many_pipelined_requests_end_the_connection_behind_those_before() -> None:
     async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
         client = await harness.raw_ws()
-        await client.send(b"POST /echo HTTP/1.1\r\nContent-Length: 2\r\n\r\nok" * 1000)
+        await client.send(b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nok" * 1000)
         async with asyncio.timeout(60):
             data = await client.reader.read()
         assert data.count(b"HTTP/1.1 200") == data.count(b"\r\n\r\nok") == 17
@@ -285,7 +291,7 @@ async def test_a_websocket_may_follow_a_request_on_its_connection() -> None:
 async def test_a_websocket_is_not_opened_behind_a_request_without_an_answer() -> None:
     async with serving(ScriptedBackplane(), endpoints=_ENDPOINTS) as harness:
         client = await harness.raw_ws()
-        await client.send(b"POST /echo HTTP/1.1\r\nContent-Length: 2\r\n\r\nok" + HANDSHAKE)
+        await client.send(b"POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nok" + HANDSHAKE)
         async with asyncio.timeout(60):
             data = await client.reader.read()
         assert data.startswith(b"HTTP/1.1 200")
@@ -392,7 +398,7 @@ async def test_authentication_comes_before_everything() -> None:
     async with serving(ScriptedBackplane(), authenticate=nobody, endpoints=_ENDPOINTS) as harness:
         client = await harness.raw_ws()
         for _ in range(2):
-            await client.send(b"POST /echo?a=b HTTP/1.1\r\nX: Y\r\nContent-Length: 2\r\n\r\nok")
+            await client.send(b"POST /echo?a=b HTTP/1.1\r\nHost: h\r\nX: Y\r\nContent-Length: 2\r\n\r\nok")
             status, headers, body = await client.response()
             assert (status, headers["www-authenticate"], body) == (401, "bearer", b"Who are you?\n")
         await client.send(HANDSHAKE.replace(b"GET /", b"GET /ws?token=%20"))
