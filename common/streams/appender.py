@@ -39,6 +39,7 @@ _PCM16: Final = Encoding.PCM16
 # seconds of pcm16 at 16 kHz. It is read again when a quarter is left.
 MAX_PENDING_BYTES: Final = 256 * 1024
 RESUME_READING_BYTES: Final = MAX_PENDING_BYTES // 4
+_MESSAGE_BYTES: Final = 128  # of a message of audio, beside its samples: it may have a single one
 _FINAL_MARK: Final = Audio(b"", final=True)
 
 StartTask = Callable[[Coroutine[Any, Any, None], str], object]
@@ -47,9 +48,13 @@ Mark = Finalize | Phrases
 """A client's request after the audio so far, in an entry of its own."""
 
 
-def _mark_bytes(mark: Mark) -> int:
-    """Return the bytes that a mark counts while it waits."""
-    return mark_bytes(mark.phrases if isinstance(mark, Phrases) else ())
+def _weight(item: Audio | IngressId | Mark) -> int:
+    """Return the bytes that an item counts while it waits."""
+    if isinstance(item, Audio):
+        return len(item.payload) + _MESSAGE_BYTES
+    if isinstance(item, Phrases):
+        return mark_bytes(item.phrases)
+    return mark_bytes() if isinstance(item, Finalize) else 0
 
 
 class Appender:
@@ -112,7 +117,7 @@ class Appender:
         self._on_failure = on_failure
         self._queue: deque[Audio | IngressId | Mark] = deque()
         self._under_way: tuple[Bytes, ...] = ()  # the packed command of the entry to commit next
-        self._under_way_bytes = 0
+        self._under_way_bytes = 0  # as `pending_bytes` counts what is in that entry
         self._keep_s = keep_s
         # Entries that Redis took: the time, the entry's seq, its command, its bytes.
         self._kept: deque[tuple[float, int, tuple[Bytes, ...], int]] = deque()
@@ -146,11 +151,14 @@ class Appender:
         if size > MAX_ENTRY_BYTES:
             for at in range(0, size, MAX_ENTRY_BYTES):
                 part = audio.payload[at : at + MAX_ENTRY_BYTES]
-                self._queue.append(Audio(part, audio.encoding, audio.final and at + MAX_ENTRY_BYTES >= size))
+                self._enqueue(Audio(part, audio.encoding, audio.final and at + MAX_ENTRY_BYTES >= size))
         else:
-            self._queue.append(audio)
-        self.pending_bytes += size
+            self._enqueue(audio)
         self._log.queued(self, audio)
+
+    def _enqueue(self, item: Audio | Mark) -> None:
+        self._queue.append(item)
+        self.pending_bytes += _weight(item)
 
     def attach(self, ingress: IngressId) -> None:
         """Queue the entry that names the stream's new ingress for the worker."""
@@ -161,8 +169,7 @@ class Appender:
         """Queue the entry of a mark after the audio so far. Raises as `append` does."""
         if self.failed is not None:
             raise self.failed
-        self._queue.append(mark)
-        self.pending_bytes += _mark_bytes(mark)
+        self._enqueue(mark)
         self._log.queued(self, None)
 
     def set_owner(self, owner: WorkerId) -> None:
@@ -204,10 +211,10 @@ class Appender:
     def _take_next(self) -> None:
         """Make one entry of as many queued items as fit."""
         head = self._queue.popleft()
+        self._under_way_bytes = _weight(head)
         if isinstance(head, (Finalize, Phrases)):
             phrases = head.phrases if isinstance(head, Phrases) else None
             self._pack(finalize=phrases is None, phrases=phrases)
-            self._under_way_bytes = _mark_bytes(head)
             return
         if not isinstance(head, Audio):
             self._pack(ingress=head)
@@ -223,7 +230,6 @@ class Appender:
         first = b"%d" % self.first_sample
         start = _ID_AND_FIELDS % (self._stem, len(entry_id), entry_id, len(first), first, size)
         self._under_way = (start, payload, _END)
-        self._under_way_bytes = size
         self.next_seq += 1
         self.first_sample += size >> 1
 
@@ -244,6 +250,7 @@ class Appender:
             queue.popleft()
             parts.append(item.payload)
             size += len(item.payload)
+            self._under_way_bytes += _weight(item)
             final = item.final
         return b"".join(parts), final
 
@@ -253,7 +260,6 @@ class Appender:
         entry = AudioEntry(entry_id, self.first_sample, payload, **more)
         command = pack(b"XADD", self.keys.audio, b"NOMKSTREAM", entry.entry_id, *entry.fields())
         self._under_way = (command,)
-        self._under_way_bytes = len(entry.payload)
         self.next_seq += 1
         self.first_sample += entry.num_samples
 
@@ -373,22 +379,20 @@ class StreamAudio:
         appender = self._appender
         if appender is not None and appender.failed is None:
             appender.append(audio)
-            if appender.pending_bytes <= MAX_PENDING_BYTES:
-                return True
-            return self._is_full()
-        return self._put(audio, len(audio.payload))
+            return appender.pending_bytes <= MAX_PENDING_BYTES or self._is_full()
+        return self._put(audio)
 
     def mark(self, mark: Mark) -> bool:
         """Append a mark, unless the audio has ended; False asks to stop reading until there is room."""
-        return self.finished or self._put(mark, _mark_bytes(mark))
+        return self.finished or self._put(mark)
 
-    def _put(self, item: Audio | Mark, size: int) -> bool:
+    def _put(self, item: Audio | Mark) -> bool:
         appender = self._appender
         if appender is None:
             if self._settled.is_set():
                 return True  # it could not be created
             self._held.append(item)
-            self._held_bytes += size
+            self._held_bytes += _weight(item)
             pending = self._held_bytes
         elif appender.failed is not None:
             return True  # the failure is being reported

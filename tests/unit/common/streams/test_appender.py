@@ -197,7 +197,7 @@ def test_what_is_kept_is_bounded_in_time_and_bytes(monkeypatch: pytest.MonkeyPat
         appender.append(Audio(b"\1\2" * (MAX_ENTRY_BYTES // 2)))
         _committed(appender)
     parts: list[Bytes] = []
-    assert appender.write_forgotten(b"0-0", parts) == MAX_KEPT_BYTES // MAX_ENTRY_BYTES
+    assert appender.write_forgotten(b"0-0", parts) == MAX_KEPT_BYTES // (MAX_ENTRY_BYTES + 1)
     assert sum(map(len, parts)) < MAX_KEPT_BYTES + 4096
 
 
@@ -241,6 +241,18 @@ def test_nothing_is_kept_unless_asked_for() -> None:
     appender.append(Audio(b"aa"))
     _committed(appender)
     assert not appender.keeps
+
+
+def test_messages_of_one_sample_count_for_what_they_are() -> None:
+    appender, _ = _appender()
+    for _ in range(1000):
+        appender.append(Audio(b"\x55", Encoding.MULAW))
+        appender.append(Audio(b"\x55", Encoding.ALAW))  # which shares no entry with the one before
+    assert appender.pending_bytes > 2000 * 100
+    out: list[Bytes] = []
+    while appender.write_next(out):
+        appender.committed()
+    assert (len(_words(out)), appender.pending_bytes) == (2000, 0)
 
 
 def test_phrases_are_an_entry_of_their_own_in_their_place() -> None:

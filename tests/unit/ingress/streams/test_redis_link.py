@@ -10,7 +10,7 @@ import pytest
 
 from common.entries import Line, LineKind, StreamId, encode_record
 from common.errors import EntryError, ErrorCode, NoWorker, RedisUnavailable, StreamError, StreamLost
-from common.messages import Audio, Result
+from common.messages import Audio, Encoding, Result
 from common.monitoring.metrics import IngressMetrics
 from common.options import StreamOptions
 from common.redis.keys import Keys
@@ -310,8 +310,8 @@ async def test_a_stream_that_no_connection_can_go_on_with_waits_for_nobody() -> 
 
 async def test_too_much_on_its_way_pauses_until_there_is_room() -> None:
     link, owner, listener = _link()
-    assert link.append(Audio(b"a" * MAX_PENDING_BYTES))
-    assert not link.append(Audio(b"b" * 2))
+    assert link.append(Audio(b"a" * (MAX_PENDING_BYTES // 2)))
+    assert not link.append(Audio(b"b" * (MAX_PENDING_BYTES // 2)))
     appender = _created(link)
     for _ in range(5):
         await asyncio.sleep(0)
@@ -319,6 +319,14 @@ async def test_too_much_on_its_way_pauses_until_there_is_room() -> None:
     appender.drained.set()
     await asyncio.gather(*owner.tasks)
     assert listener.told == ["room"]
+
+
+async def test_many_tiny_messages_on_their_way_pause_too() -> None:
+    link, _, _ = _link()
+    tiny = Audio(b"\x55", Encoding.MULAW)
+    num_taken = next(number for number in range(MAX_PENDING_BYTES) if not link.append(tiny))
+    assert num_taken < MAX_PENDING_BYTES // 100
+    _created(link)
 
 
 async def test_an_abandoned_stream_is_finished_now_or_after_the_grace() -> None:
