@@ -132,6 +132,8 @@ class StreamTakeover:
         give_up = self._loop.time() + _AHEAD_S
         while True:
             record, place, last = await self._place_after(stream, request, caller)
+            if record.finished and request.last_seq == last:
+                raise _refusal(stream, f"it has ended, and result {last} was its last")
             if request.last_seq <= last:
                 return record, place
             if record.finished or self._loop.time() > give_up:

@@ -379,6 +379,23 @@ async def test_a_client_lost_before_it_has_the_end_comes_back_for_it(stack: Stac
     await stack.empty()
 
 
+async def test_a_client_that_has_the_end_is_told_so(stack: Stack) -> None:
+    """It would wait in vain: no result follows the one that it has."""
+    stack.worker()
+    ingress = stack.ingress(resume_grace_s=120)
+    lost, hello = await _begin(ingress, noise(2.0))
+    await lost.send(type="close")
+    while not (final := await lost.result()).get("is_final"):
+        pass
+    lost.abort()
+    found = await _resume(ingress, hello, final["audio_ack_samples"], last_seq=final["seq"])
+    error = await found.error()
+    assert error["code"] == "resume_refused"
+    assert f"result {final['seq']} was its last" in error["message"]
+    found.abort()
+    await stack.empty()
+
+
 async def test_a_client_that_is_ahead_of_the_log_waits_for_the_successor(stack: Stack) -> None:
     """Its last result came from an owner that had lost the stream: Redis refused it, and published it."""
     worker = stack.worker(lease_ms=120_000)
