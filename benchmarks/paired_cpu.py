@@ -5,7 +5,7 @@
 
 Each half of a pair is a `serve --backend null` of its own under `parakeet-server bench`'s load; which half
 is first alternates from pair to pair, so that what else the machine does falls on both alike. With metrics,
-the ports of all processes are read every five seconds meanwhile. Told are the medians of both, and the
+the ports of all processes are read every five seconds meanwhile. The output has the medians of both, and the
 median and the quartiles of the differences within the pairs.
 """
 

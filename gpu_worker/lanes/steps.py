@@ -53,7 +53,7 @@ class LaneSteps:
         self._area = area
         self._group_bell, self._bell = group_bell, bell
         self._link = link
-        self.trees: TreeMemory = LaneTrees(phrase_words, self)
+        self.trees: TreeMemory = LaneTrees(phrase_words, self.tell)
         self._num_launched = 0
         self._resets: list[tuple[int, int]] = []
         self._loading: int | None = None

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from gpu_worker.boosting.tree import PhraseTree
-
-if TYPE_CHECKING:
-    from gpu_worker.lanes.steps import LaneSteps
 
 
 class LaneTrees:
     """A `TreeMemory` over the socket: requests keep their order among the lane's flights.
 
-    num_words: the lane's part of the arena, in int32.
+    num_words: the lane's part of the arena, in int32.   tell: sends a request (`LaneSteps.tell`).
     """
 
-    def __init__(self, num_words: int, steps: LaneSteps) -> None:
+    def __init__(self, num_words: int, tell: Callable[..., None]) -> None:
         self.num_words = num_words
-        self._steps = steps
+        self._tell = tell
 
     def prepare(self, tree: PhraseTree) -> object:
         """Return the tree: it is sent unchanged."""
@@ -27,15 +24,15 @@ class LaneTrees:
     def put(self, at: int, prepared: object) -> None:
         """Send a tree to its place."""
         assert isinstance(prepared, PhraseTree)
-        self._steps.tell({"what": "put", "at": at}, {"words": prepared.words.data.cast("B")})
+        self._tell({"what": "put", "at": at}, {"words": prepared.words.data.cast("B")})
 
     def drop(self, at: int) -> None:
         """Free a place."""
-        self._steps.tell({"what": "drop", "at": at})
+        self._tell({"what": "drop", "at": at})
 
     def use(self, slot: int, at: int, num_nodes: int, *, anew: bool) -> None:
         """Decode a slot with the tree at a place, or with none."""
-        self._steps.tell({"what": "use", "slot": slot, "at": at, "nodes": num_nodes, "anew": anew})
+        self._tell({"what": "use", "slot": slot, "at": at, "nodes": num_nodes, "anew": anew})
 
     def use_for_all(self, at: int) -> None:
         """Never called: the group handles the phrases of all streams."""

@@ -1,7 +1,7 @@
 """How long hundreds of suspects take: ``python -m tests.chaos.suspects --streams 200 [--poison 1]``.
 
 Poison hangs the engine of two workers, one after the other, and each has audio of all other streams in hand
-by then: so all are suspects. Taken are the times from the poison to each innocent stream's next results,
+by then: so all are suspects. It prints the times from the poison to each innocent stream's next results,
 and to the poison's error.
 """
 

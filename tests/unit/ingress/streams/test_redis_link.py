@@ -428,7 +428,7 @@ async def test_each_result_has_the_whole_text() -> None:
 
 @pytest.mark.parametrize("told_seq", [1, 2, 3])
 async def test_a_link_that_takes_over_begins_with_the_kept_text(told_seq: int) -> None:
-    """Kept is the text of result 2; the client may have less, or more."""
+    """The kept text is that of result 2; the client may have less, or more."""
     link, _, listener = _admitted()
     start = min(told_seq, 2)
     link.adopt(
