@@ -17,6 +17,7 @@ import ipaddress
 import re
 from dataclasses import dataclass, fields
 from itertools import starmap
+from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
@@ -26,6 +27,7 @@ from common.errors import SettingsError
 _SENTINEL_PORT: Final = 26379
 _REDIS_PORT: Final = 6379
 _MAX_DB: Final = 1_000_000
+_MAX_PASSWORD_LENGTH: Final = 4096
 _SCHEMES: Final = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 _BEGINS: Final = "A Redis address begins with redis://, rediss://, unix:// or redis+sentinel://"
 
@@ -55,6 +57,7 @@ class RedisAddress:
     """One server, or the master that some Sentinels know.
 
     path: of a unix socket, else empty. sentinels: (host, port) of each, empty without Sentinel.
+    password_file: where the password is from, which may hold another one by now; else empty.
     """
 
     host: str = ""
@@ -63,6 +66,7 @@ class RedisAddress:
     db: int = 0
     username: str | None = None
     password: str | None = None
+    password_file: str = ""
     tls: bool = False
     tls_options: TlsOptions = TlsOptions()
     sentinels: tuple[tuple[str, int], ...] = ()
@@ -75,6 +79,19 @@ class RedisAddress:
         if self.sentinels:
             return f"master {self.master} of {','.join(starmap(host_and_port, self.sentinels))}"
         return f"{host_and_port(self.host, self.port)}/{self.db}"
+
+
+def password_in(path: str) -> str:
+    """Return the password in a file, without the line's end. Raises SettingsError."""
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            password = file.read(_MAX_PASSWORD_LENGTH + 1).rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise SettingsError(f"The file of Redis' password, {path}, cannot be read: {reason}.") from None
+    if not password or len(password) > _MAX_PASSWORD_LENGTH or not password.isprintable():
+        raise SettingsError(f"The file of Redis' password, {path}, must hold a password and nothing else.")
+    return password
 
 
 def parse_address(url: str) -> RedisAddress:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from logging import Logger
-from pathlib import Path
 from threading import Event
 from typing import Any, Final
 
@@ -18,7 +17,7 @@ import redis.exceptions
 
 from common.entries import StreamId
 from common.errors import EntryError, RedisUnavailable, SettingsError
-from common.redis.address import RedisAddress, TlsOptions, parse_address
+from common.redis.address import RedisAddress, TlsOptions, parse_address, password_in
 from common.redis.connect import Argument
 from common.redis.outages import OUTAGES
 from common.redis.pipelined import (
@@ -29,7 +28,6 @@ from common.redis.pipelined import (
 )
 from common.settings.schema import RedisSettings
 
-_MAX_PASSWORD_LENGTH: Final = 4096
 _RETRY_S: Final = 0.25
 
 # Errors of a call when the server is away, as opposed to a refusal.
@@ -114,7 +112,8 @@ class RedisServers:
         Raises SettingsError, also where the file of the password cannot be read.
         """
         servers = RedisServers.parse(settings.redis_url, settings.redis_shards, settings.redis_timeout_ms)
-        password = _password_in(settings.redis_password_file) if settings.redis_password_file else None
+        file = settings.redis_password_file
+        password = password_in(file) if file else None
         tls = TlsOptions(
             settings.redis_tls_ca,
             settings.redis_tls_cert,
@@ -125,6 +124,7 @@ class RedisServers:
             replace(
                 address,
                 password=password if address.password is None else address.password,
+                password_file=file if address.password is None else "",
                 tls_options=address.tls_options.completed(tls) if address.tls else address.tls_options,
             )
             for address in servers.addresses
@@ -143,19 +143,6 @@ class RedisServers:
     def shards_of_server(self, server: int) -> tuple[int, ...]:
         """Return the shards that a server holds."""
         return tuple(range(server, self.shards, len(self.addresses)))
-
-
-def _password_in(path: str) -> str:
-    """Return the password in a file, without the line's end."""
-    try:
-        with Path(path).open(encoding="utf-8") as file:
-            password = file.read(_MAX_PASSWORD_LENGTH + 1).rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise SettingsError(f"The file of Redis' password, {path}, cannot be read: {reason}.") from None
-    if not password or len(password) > _MAX_PASSWORD_LENGTH or not password.isprintable():
-        raise SettingsError(f"The file of Redis' password, {path}, must hold a password and nothing else.")
-    return password
 
 
 class PipelinedCommands:

@@ -20,7 +20,8 @@ from typing import Any, Final, TypeVar, cast
 import hiredis
 import redis.exceptions
 
-from common.redis.address import RedisAddress
+from common.errors import SettingsError
+from common.redis.address import RedisAddress, password_in
 from common.redis.outages import OUTAGES
 
 Argument = bytes | bytearray | memoryview | str | int | float
@@ -96,12 +97,24 @@ def first_sentence(text: str) -> str:
     return text.strip().split(". ")[0].rstrip(".") + "."
 
 
+def login(address: RedisAddress) -> list[bytes]:
+    """Return the packed command by which we log in, if there is a password.
+
+    A password's file is read again for each connection, since passwords are changed while processes run. The
+    password of the start serves where the file cannot be read.
+    """
+    password = address.password
+    if address.password_file:
+        with contextlib.suppress(SettingsError):
+            password = password_in(address.password_file)
+    if password is None:
+        return []
+    return [pack("AUTH", *(() if address.username is None else (address.username,)), password)]
+
+
 def greeting(address: RedisAddress) -> list[bytes]:
     """Return the packed commands that come before all others."""
-    commands: list[bytes] = []
-    if address.password is not None:
-        user = () if address.username is None else (address.username,)
-        commands.append(pack("AUTH", *user, address.password))
+    commands = login(address)
     if address.db:
         commands.append(pack("SELECT", address.db))
     return commands
@@ -263,12 +276,9 @@ def _ask_sentinel(address: RedisAddress, host: str, port: int, deadline: float) 
         name = address.tls_options.name or host
         opened = plain if context is None else context.wrap_socket(plain, server_hostname=name)
         with contextlib.closing(opened):
-            commands = [question]
-            if address.password is not None:
-                user = () if address.username is None else (address.username,)
-                commands.insert(0, pack("AUTH", *user, address.password))
-            *login, found = exchange(opened, new_reader(), commands, deadline)
-            for reply in login:
+            commands = [*login(address), question]
+            *logins, found = exchange(opened, new_reader(), commands, deadline)
+            for reply in logins:
                 if isinstance(reply, Exception) and _NEEDS_NO_PASSWORD not in str(reply):
                     raise reply
             if isinstance(found, Exception):

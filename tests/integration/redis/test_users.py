@@ -224,6 +224,38 @@ def test_what_is_no_business_of_a_user_is_denied(
     redis.close()
 
 
+async def test_a_password_is_changed_under_streams(
+    urls: dict[str, str], own_server: EmbeddedRedis, tmp_path: Path
+) -> None:
+    """The file is replaced, then Redis is told: new connections use the new password."""
+    admin = raw_client(own_server.url)
+    files = {name: tmp_path / f"{name}-password" for name in ("ingress", "worker")}
+    stacks = {}
+    for name, file in files.items():
+        file.write_text(f"{name}-secret\n")
+        url = urls[name].replace(f":{name}-secret@", "@")
+        stacks[name] = Stack(url, tmp_path, raw_client(own_server.url))
+    stacks["worker"].worker(redis_password_file=files["worker"])
+    ingress = stacks["ingress"].ingress(redis_password_file=files["ingress"])
+    pcm = noise(2.0)
+    async with await connect(ingress.tcp_url, timeouts=TIMEOUTS) as stream:
+        results = asyncio.create_task(collect(stream))
+        await stream.send(pcm[: len(pcm) // 2])
+        await until(lambda: admin.exists(f"px:{{0}}:{stream.stream_id}:r"), what="a result")
+        for name, file in files.items():
+            file.write_text(f"{name}-changed\n")
+            admin.execute_command("ACL", "SETUSER", USERS[name].user, "resetpass", f">{name}-changed")
+        for kind in ("normal", "pubsub"):
+            admin.client_kill_filter(_type=kind, skipme=True)
+        await stream.send(pcm[len(pcm) // 2 :])
+        await stream.finish()
+        check_gapless(await results)
+        assert results.result()[-1].text == expected_text(pcm)
+    for stack in stacks.values():
+        stack.close()
+    admin.close()
+
+
 def test_the_reader_counts(urls: dict[str, str], own_server: EmbeddedRedis) -> None:
     client = raw_client(own_server.url)
     client.xgroup_create("px:{0}:new", "workers", mkstream=True)

@@ -10,6 +10,7 @@ import pytest
 from common.errors import SettingsError
 from common.redis.address import RedisAddress, TlsOptions, parse_address
 from common.redis.clients import RedisServers, is_passing
+from common.redis.connect import login, pack
 from common.settings import parse
 
 
@@ -129,6 +130,19 @@ def test_flags_complete_every_address(tmp_path: Path) -> None:
     )
     assert (second.password, second.tls_options.ca) == ("own", "/b.pem")
     assert (third.password, third.tls_options) == ("secret@1", TlsOptions())
+
+
+def test_the_password_is_read_again_for_each_connection(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_text("first\n")
+    flags = ["--redis-url", "redis://u@a,redis://u:own@b", "--redis-password-file", str(path)]
+    ours, own = RedisServers.of(parse("worker", flags, {})).addresses
+    assert login(ours) == [pack("AUTH", "u", "first")]
+    path.write_text("second\n")
+    assert login(ours) == [pack("AUTH", "u", "second")]
+    assert login(own) == [pack("AUTH", "u", "own")]
+    path.unlink()
+    assert login(ours) == [pack("AUTH", "u", "first")]
 
 
 @pytest.mark.parametrize(
