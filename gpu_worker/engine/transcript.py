@@ -11,6 +11,10 @@ from common.hot_value import hot_value
 from common.messages import LastState, TurnDetection, Utterance, Word
 from gpu_worker.engine.interface import StreamOutput
 
+# A word that has this many tokens is complete, whatever follows: its tokens are kept until it ends, also in
+# the snapshots of its stream. Names that are spelt out and addresses of pages have some dozens.
+_MAX_WORD_TOKENS: Final = 256
+
 
 @dataclass(slots=True)
 class TextState:
@@ -150,7 +154,8 @@ class Transcript:
     def add(self, tokens: Tokens, *, ends: bool) -> None:
         """Append tokens; with `ends`, close the transcript.
 
-        A word is complete when the next one begins, its utterance ends, or the stream does.
+        A word is complete when the next one begins, its utterance ends, or the stream does. One that is
+        longer than `_MAX_WORD_TOKENS` comes in parts, between which the text has no space.
         """
         vocabulary, tracks = self._vocabulary, self._with_words or self._with_starts
         for at, token in enumerate(tokens.ids):
@@ -180,6 +185,9 @@ class Transcript:
             if self._with_starts:
                 self._starts.append(WordStart(frame, offset))
         self._open.append((token, frame, confidence))
+        # Never within a character, whose bytes would be no text in either word.
+        if len(self._open) >= _MAX_WORD_TOKENS and not self._text.pending:
+            self._end_word()
 
     def close_word(self) -> None:
         """End the open word: the next token begins another word, whatever it is."""

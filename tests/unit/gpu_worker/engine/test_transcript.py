@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 from common.messages import Word
 from gpu_worker.engine.transcript import Tokens, Transcript, WordStart
+from gpu_worker.model.tokenizer import Tokenizer
 from tests.oracle.models import tiny
 
 
@@ -83,3 +85,41 @@ def test_a_text_never_ends_with_a_space() -> None:
         transcript = again
     add(transcript, 0, ends=True)
     assert [*said, transcript.text] == ["go", "go", "go t", "go ten", "go ten", "go ten"]
+
+
+def test_a_word_that_never_ends_is_kept_in_bounds_and_comes_in_parts() -> None:
+    transcript = Transcript(tiny().tokenizer, 0.08, with_words=True, with_starts=True)
+    words: list[Word] = []
+    largest = 0
+    for frame in range(3_000):
+        words += add(transcript, frame, "ten"[frame % 3]) or ()
+        transcript.take_starts()
+        largest = max(largest, len(json.dumps(transcript.export()["open"])))
+    assert largest < 20_000, "what a snapshot has of it does not grow with it"
+    words += add(transcript, 3_000, "▁go", ends=True) or ()
+    assert "".join(word.word for word in words[:-1]) + " go" == transcript.text
+    assert all(before.end_s <= word.start_s for before, word in pairwise(words))
+
+
+def test_parts_of_a_word_have_whole_characters() -> None:
+    vocabulary = _Bytes()
+    transcript = Transcript(vocabulary, 0.08, with_words=True)
+    text = "\u0f40" * 400  # a script without spaces, of three bytes a character
+    transcript.add(Tokens(list(text.encode()), range(1_200), [0.5] * 1_200), ends=True)
+    words = transcript.take_words() or ()
+    assert len(words) > 2
+    assert "".join(word.word for word in words) == transcript.text == text
+
+
+class _Bytes(Tokenizer):
+    """A tokenizer whose tokens are bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(tiny().tokenizer.model)
+        self.__dict__ |= {
+            "_surfaces": tuple(bytes([byte]) for byte in range(256)),
+            "_texts": ("\ufffd",) * 256,
+            "_is_byte": (True,) * 256,
+            "_starts_word": (False,) * 256,
+            "_is_closing": (False,) * 256,
+        }
