@@ -318,6 +318,9 @@ class SpeechEngine:
 
     def step(self) -> Sequence[StreamOutput]:
         outputs, self._unsent = self._unsent, []
+        if self._turns.holds_results:
+            # A launch may end their stream, and these come before that.
+            self._drain_turns(outputs)
         to_read, self._launched = self._launched, None
         if not self._pace.wait_s():
             self._launched = self._launch(outputs)

@@ -112,6 +112,11 @@ class TurnStage:
         self._ended: list[StreamId] = []
 
     @property
+    def holds_results(self) -> bool:
+        """Whether results are complete that `drain` has not returned."""
+        return bool(self._ready)
+
+    @property
     def num_held(self) -> int:
         """Number of chunks that wait for a verdict, over all streams."""
         return sum(1 + len(turns.held) for turns in self._waiting.values())
@@ -177,7 +182,13 @@ class TurnStage:
         return export_turns(turns, [one for one in self._ready if one.stream == stream])
 
     def close(self, stream: StreamId) -> None:
-        """Drop the stream and its state; do nothing if it is not open."""
+        """Drop the stream, its state and its results that were not drained; do nothing if it is not open."""
+        self._end(stream)
+        self._ready = [output for output in self._ready if output.stream != stream]
+        self._ended = [ended for ended in self._ended if ended != stream]
+
+    def _end(self, stream: StreamId) -> None:
+        """Drop the stream's state; its results stay ready."""
         turns = self._streams.pop(stream, None)
         self._waiting.pop(stream, None)
         if turns is None:
@@ -467,7 +478,7 @@ class TurnStage:
         )
         if is_final:
             self._ended.append(turns.stream)
-            self.close(turns.stream)
+            self._end(turns.stream)
 
 
 def _to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:

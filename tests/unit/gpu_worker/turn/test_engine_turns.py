@@ -260,6 +260,58 @@ def test_a_stream_waits_for_its_verdict_and_no_other_does(
     assert [o.samples_decoded for o in mine] == sorted(o.samples_decoded for o in mine)
 
 
+def answered(
+    loaded: LoadedModel, speech: NDArray[np.float32], *, short_of_pages: bool = False
+) -> SpeechEngine:
+    """An engine in which STREAM has waited for a verdict; it has come, and results of its audio with it.
+
+    short_of_pages: no page is left, and another stream needs one for its next step.
+    """
+    settings = replace(SETTINGS, signals=frozenset({Signal.SMART_TURN}))
+    judge, mate, frames = SlowJudge(), StreamId(1), 8
+    engine = make_model_engine(
+        loaded,
+        EngineConfig(num_slots=2, page_frames=frames, num_pages=12, turn_settings=lambda _: settings),
+        judge=judge,
+    )
+
+    def work() -> None:
+        while engine.has_work():
+            assert not any(output.failed for output in engine.step())
+
+    engine.open(mate, StreamOptions(turn_detection=False))
+    engine.open(STREAM, StreamOptions())
+    engine.feed(STREAM, speech)
+    work()
+    assert judge.asked
+    while short_of_pages and engine._blocks.num_free:
+        engine.feed(mate, np.zeros(frames * 1_280, np.int16))
+        work()
+    if short_of_pages:
+        engine.feed(mate, np.zeros(frames * 1_280, np.int16))
+    judge.answer_all()
+    assert engine.has_work()
+    return engine
+
+
+def test_a_closed_stream_has_no_results_of_a_verdict_that_came_just_before(
+    loaded: LoadedModel, speech: NDArray[np.float32]
+) -> None:
+    engine = answered(loaded, speech)
+    engine.close(STREAM)
+    engine.open(STREAM, StreamOptions())
+    assert list(engine.step()) == []
+
+
+def test_a_stream_that_is_shed_has_its_results_before_that(
+    loaded: LoadedModel, speech: NDArray[np.float32]
+) -> None:
+    """A verdict comes, and in the same step the pages run out: the failure is the last that is said."""
+    engine = answered(loaded, speech, short_of_pages=True)
+    outputs = [output for output in engine.step() if output.stream == STREAM]
+    assert [output.failed is not None for output in outputs].index(True) == len(outputs) - 1 > 0
+
+
 @pytest.mark.parametrize("chunk_ms", [80, 160, 560, 1_120])
 @pytest.mark.parametrize("gap_ms", [320, 700, 1_200])
 def test_each_of_two_phrases_has_its_own_words_in_its_final(
