@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from common.entries import AssignmentEntry
-from common.errors import ClientFault, ErrorCode, StreamLost
+from common.errors import ClientFault, ErrorCode, StreamError, StreamLost
 from common.monitoring.metrics import WorkerMetrics
 from common.redis.clients import REDIS_ERROR, RedisServers, is_passing
 from common.redis.outages import OUTAGES
@@ -122,19 +122,26 @@ class Owner:
             logger.error("poison: the stream is ended, see its dead letter", extra=extra)
             with self._counting:
                 self._metrics.poisoned += 1
-            self._table.add(flow)
-            self._sink.put(Failed(flow, _poison()))
+            self._end(flow, _poison())
             return
         if stored is not None and (stored.snapshot is None or len(stored.text) < _chars_needed(owned)):
             logger.error("the snapshot of a stream, or its text, is gone", extra=extra)
-            self._table.add(flow)
-            self._sink.put(Failed(flow, StreamLost()))
+            self._end(flow, StreamLost())
             return
         new = owned.epoch == 1
         logger.info("stream claimed" if new else "stream taken over", extra=extra)
         with self._counting:
             self._metrics.claims["new" if new else "takeover"] += 1
         self.intake_of(owned).take_in(flow, stored.snapshot if stored is not None else None)
+
+    def _end(self, flow: StreamFlow, error: StreamError) -> None:
+        """End a stream that is not opened."""
+        # A stream may come back to a worker that has not noticed yet that it lost the stream.
+        old = self._table.get(flow.stream)
+        self._table.add(flow)
+        if old is not None:
+            self._engine.put(Drop(old))
+        self._sink.put(Failed(flow, error))
 
     def intake_of(self, owned: OwnedStream) -> Intake:
         """Return the intake that reads a stream."""

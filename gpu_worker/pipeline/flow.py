@@ -127,15 +127,17 @@ class StreamTable:
             self._changed.notify_all()
 
     def add(self, flow: StreamFlow) -> None:
-        """Put a claimed stream into one of the reserved slots."""
+        """Put a claimed stream into one of the reserved slots; it takes the place of an earlier ownership."""
         with self._changed:
             self._reserved -= 1
             self._flows[flow.stream] = flow
+            before = self._spans.pop(flow.stream, NO_SPAN)
             trace = flow.owned.record.trace
             if trace:
                 self._spans[flow.stream] = self._tracer.ownership(
                     trace, stream_id=flow.stream, epoch=flow.owned.epoch, worker_id=self._worker
                 )
+        before.end(lost=1)
 
     def remove(self, flow: StreamFlow) -> None:
         """Free the slot of a stream. Harmless if it is free already."""

@@ -197,10 +197,11 @@ class Intake(Part):
 
     def take_in(self, flow: StreamFlow, snapshot: bytes | None) -> None:
         """Add a stream: the engine opens it, then its audio is read."""
+        reading = StreamReading(flow)
         with self._lock:
             self._table.add(flow)
             self._put(Open(flow, snapshot))
-            self._readings[flow.stream] = StreamReading(flow)
+            self._readings[flow.stream] = reading
 
     def finish(self, flow: StreamFlow) -> None:
         """End a stream at its present audio, without a final entry. The thread does so within a second."""

@@ -374,6 +374,8 @@ class Outlet(Part):
 
     def _failed(self, batch: _Batch, flow: StreamFlow, error: StreamError) -> None:
         writing = self._writings.get(flow.stream)
+        if writing is not None and writing.flow is not flow:
+            writing = None  # of an earlier ownership: it has been opened and not dropped yet
         seq = 1 + max(flow.owned.last_seq, writing.seq if writing is not None else 0)
         acked = writing.acked if writing is not None else flow.owned.last_acked
         batch.results.say(flow.owned, flow.ingress, LineKind.ERROR, seq, acked, encode_error(error))

@@ -166,6 +166,19 @@ def test_who_waits_for_utterances_hears_of_each_second_of_silence(
     assert acknowledged == ([17_920, 33_280] if auto_finalize else [33_280])
 
 
+def test_an_error_of_a_later_ownership_follows_the_results_that_count(redis: SyncRedis, client: Any) -> None:
+    """Those of the ownership before, which this worker has not dropped yet, may never have been written."""
+    owned = OwnedStream(Keys().stream(StreamId(1)), b"1-1", RECORD, 0)
+    with outlet_of(redis, owned) as outlet:
+        outlet.put(Decoded([output(chunk, "to be") for chunk in range(2, 9)]))
+        wait_until(lambda: client.xlen(owned.keys.results) == 8)
+        client.hset(owned.keys.meta, "epoch", 3)
+        again = OwnedStream(owned.keys, b"1-1", replace(RECORD, epoch=3), last_seq=2, last_acked=5_120)
+        outlet.put(Failed(StreamFlow(again), StreamError(ErrorCode.STREAM_LOST, "It is gone.")))
+    entry_id, fields = client.xrevrange(owned.keys.results, count=1)[0]
+    assert (entry_id, fields[b"k"], fields[b"a"]) == (b"3-3", b"e", b"5120")
+
+
 @pytest.mark.parametrize("dead_letters", [True, False])
 def test_poison_is_kept_unless_it_may_not_be(redis: SyncRedis, client: Any, dead_letters: bool) -> None:
     owned = OwnedStream(Keys().stream(StreamId(1)), b"1-1", RECORD, 0)

@@ -1,19 +1,22 @@
-"""How many streams a worker opens by one round trip."""
+"""How many streams a worker opens by one round trip, and those that it cannot open."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from common.entries import AssignmentEntry, StreamId
+from common.errors import ErrorCode
 from common.monitoring.metrics import WorkerMetrics
 from common.redis.clients import RedisServers
 from common.redis.keys import Keys
 from common.streams.assignments import Checkpoint
 from common.streams.claims import OwnedStream, Stored
 from gpu_worker.ownership.owner import Owner
+from gpu_worker.pipeline.engine_events import Command, Drop, Event, Failed
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
 from tests.stream_records import owned_stream
 
@@ -54,7 +57,9 @@ def _owned(stream: StreamId) -> OwnedStream:
     return owned_stream(stream, Keys(NUM_SERVERS), epoch=2, checkpoint=Checkpoint(samples_decoded=16_000))
 
 
-def _owner(claims: _Claims, table: StreamTable) -> tuple[Owner, list[_Intake]]:
+def _owner(
+    claims: _Claims, table: StreamTable, engine: Any = None, sink: Any = None
+) -> tuple[Owner, list[_Intake]]:
     intakes = [_Intake(table) for _ in range(NUM_SERVERS)]
     unused: Any = None
     servers = RedisServers.parse(tuple(f"unix:///nowhere/{one}.sock" for one in range(NUM_SERVERS)), 2)
@@ -62,8 +67,8 @@ def _owner(claims: _Claims, table: StreamTable) -> tuple[Owner, list[_Intake]]:
     return Owner(
         servers=servers,
         table=table,
-        engine=unused,
-        sink=unused,
+        engine=engine,
+        sink=sink,
         quarantine=unused,
         metrics=WorkerMetrics(),
         **parts,
@@ -105,3 +110,39 @@ def test_what_a_server_does_not_answer_for_keeps_no_slot_and_holds_no_other_up()
     opened = sum(len(intake.streams) for intake in intakes)
     assert 0 < opened < 300
     assert table.num_free == 400 - opened
+
+
+class _Commands:
+    """Stands for the engine thread, or its sink."""
+
+    def __init__(self) -> None:
+        self.put_in: list[Command | Event] = []
+
+    def put(self, *commands: Command | Event) -> None:
+        self.put_in += commands
+
+
+@pytest.mark.parametrize("poison", [False, True])
+def test_a_stream_that_is_ended_at_its_opening_keeps_nothing_of_a_loss_that_was_not_noticed(
+    monkeypatch: pytest.MonkeyPatch, poison: bool
+) -> None:
+    """Else the engine would have the former ownership for ever, in a slot that others need."""
+    table, engine, sink = StreamTable(4), _Commands(), _Commands()
+    claims = _Claims(0)
+    owner, intakes = _owner(claims, table, engine, sink)
+    monkeypatch.setattr(
+        claims, "open", lambda entries, _: [replace(_owned(entries[0].stream), poison=poison)]
+    )
+    monkeypatch.setattr(claims, "snapshots", lambda _: [Stored(None, "")])
+    old = StreamFlow(_owned(StreamId(0)))
+    table.reserve(1)
+    table.add(old)
+    owner.open(_entries(1), table.reserve(1))
+    assert engine.put_in == [Drop(old)]
+    (failed,) = sink.put_in
+    assert isinstance(failed, Failed)
+    assert failed.error.code is (ErrorCode.POISON if poison else ErrorCode.STREAM_LOST)
+    assert table.get(StreamId(0)) is failed.flow is not old
+    assert (table.num_free, intakes[0].streams) == (3, [])
+    owner.open(_entries(1), table.reserve(1))
+    assert engine.put_in[1:] == [Drop(failed.flow)]
