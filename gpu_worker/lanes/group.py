@@ -293,13 +293,13 @@ def share_of(
 
     words_taken: words of the arena that belong to no lane.
 
-    Raises SettingsError where a lane would have no page.
+    Raises SettingsError where a lane would have fewer pages than one stream needs.
     """
     shape, pages = steps.shape, steps.shape.pages
-    if pages.ring_pages and pages.num_pages < num_lanes:
+    if pages.num_pages // num_lanes < pages.ring_pages:
         raise SettingsError(
-            f"--lanes got {num_lanes}, but takes no more than there are pages of keys and values: "
-            f"{pages.num_pages}, see --paged-kv-max-pages."
+            f"--lanes got {num_lanes}, but takes no more than the {pages.num_pages} pages of keys and values "
+            f"(--paged-kv-max-pages) are enough for: one stream has {pages.ring_pages}."
         )
     num_slots, num_pages = shape.num_slots // num_lanes, pages.num_pages // num_lanes
     own = replace(

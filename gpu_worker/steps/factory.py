@@ -195,8 +195,8 @@ def make_model_engine(
 
     rings: allocates the memory of audio; None for memory of this process.
 
-    Raises EngineError if the device's memory does not hold the state of the slots, ValueError for a model
-    that the CUDA kernels do not support.
+    Raises SettingsError for fewer pages than one stream needs, EngineError if the device's memory does not
+    hold the state of the slots and these pages, ValueError for a model that the CUDA kernels do not support.
     """
     mel, on_cuda = loaded.config.mel, loaded.device.type == "cuda"
     context = config.context or loaded.config.default_context
@@ -207,8 +207,13 @@ def make_model_engine(
     page_frames = config.page_frames or ring_frames
     ring_pages = -(-ring_frames // page_frames)
     num_pages = config.num_pages or config.num_slots * ring_pages
+    if num_pages < ring_pages:
+        raise SettingsError(
+            f"--paged-kv-max-pages got {num_pages}, but takes at least {ring_pages}: as many pages of "
+            f"{page_frames} frames has one stream of this model."
+        )
     if on_cuda and not config.num_pages:
-        num_pages = pages_that_fit(loaded, config, num_pages, page_frames, chunk_frames)
+        num_pages = pages_that_fit(loaded, config, num_pages, page_frames, chunk_frames, ring_pages)
     shape = StepShape(
         clock=ChunkClock(mel.hop_length, mel.win_length // 2, loaded.config.subsampling_factor, chunk_frames),
         num_slots=config.num_slots,

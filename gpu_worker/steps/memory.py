@@ -47,11 +47,16 @@ def slot_bytes(loaded: LoadedModel) -> int:
 
 
 def pages_that_fit(
-    loaded: LoadedModel, config: EngineConfig, wanted: int, page_frames: int, chunk_frames: int
+    loaded: LoadedModel,
+    config: EngineConfig,
+    wanted: int,
+    page_frames: int,
+    chunk_frames: int,
+    ring_pages: int,
 ) -> int:
     """Return the number of pages that all slots could need, or for which the device has memory.
 
-    Raises EngineError if there is memory for none.
+    ring_pages: pages of one stream. Raises EngineError if there is no memory for these.
     """
     free, _ = torch.cuda.mem_get_info(loaded.device)
     other = (
@@ -61,10 +66,12 @@ def pages_that_fit(
         + _SPARE_BYTES
     )
     fit = (free - other) // page_bytes(loaded, page_frames) - 1
-    if fit < 1:
+    if fit < ring_pages:
         raise EngineError(
             f"The device has {free / 1e9:.1f} GB free; {config.num_slots} streams need {other / 1e9:.1f} GB "
-            "besides their key/value pages. Take fewer with --max-num-streams."
+            "besides their key/value pages, and one of them "
+            f"{(ring_pages + 1) * page_bytes(loaded, page_frames) / 1e9:.1f} GB of these. "
+            "Take fewer with --max-num-streams."
         )
     if fit < wanted:
         logger.warning("not all streams can be long at once", extra={"pages": fit, "wanted": wanted})

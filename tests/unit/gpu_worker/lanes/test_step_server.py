@@ -13,7 +13,7 @@ import pytest
 
 from common.errors import SettingsError
 from gpu_worker.engine.engine import SpeechEngine
-from gpu_worker.engine.steps import KeptFrames, PageShape
+from gpu_worker.engine.steps import NO_PAGES, KeptFrames, PageShape
 from gpu_worker.lanes import wire
 from gpu_worker.lanes.bell import Bell
 from gpu_worker.lanes.group import share_of
@@ -176,11 +176,13 @@ def test_a_lane_knows_whether_it_waits_for_its_group(stack: LaneStack) -> None:
     assert not lane.waits_for_group
 
 
-def test_lanes_without_a_page_each_are_refused() -> None:
-    steps = Recorder(replace(SHAPE, pages=PageShape(num_pages=2, page_frames=4, ring_pages=3, left_frames=8)))
-    assert share_of(steps, 1, 2).shape.pages.num_pages == 1
-    with pytest.raises(SettingsError, match="--lanes got 3, but takes no more than there are pages"):
+def test_lanes_without_the_pages_of_one_stream_each_are_refused() -> None:
+    """Every stream of theirs would end in some seconds."""
+    steps = Recorder(replace(SHAPE, pages=PageShape(num_pages=8, page_frames=4, ring_pages=3, left_frames=8)))
+    assert share_of(steps, 1, 2).shape.pages.num_pages == 4
+    with pytest.raises(SettingsError, match="--lanes got 3, but takes no more than the 8 pages"):
         share_of(steps, 0, 3)
+    assert share_of(Recorder(replace(SHAPE, pages=NO_PAGES)), 0, 3).shape.pages.ring_pages == 0
 
 
 def test_a_state_that_does_not_fit_is_told_as_it_was(stack: LaneStack) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,17 @@ from common.phrases import Phrase, phrases_digest
 from common.process.machine import Machine
 from common.settings import WorkerSettings, parse
 from gpu_worker.backend import make_backend
+from gpu_worker.engine.config import EngineConfig
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.model.errors import ModelConfigError
 from gpu_worker.steps.eager import EagerSteps
-from gpu_worker.steps.factory import engine_config, make_engine, pick_device, pick_dtype
+from gpu_worker.steps.factory import (
+    engine_config,
+    make_engine,
+    make_model_engine,
+    pick_device,
+    pick_dtype,
+)
 from gpu_worker.steps.null import NullEngine
 from tests.oracle.models import tiny
 
@@ -74,6 +82,11 @@ def test_what_cannot_be_is_said() -> None:
         engine_config(worker_settings("--paged-kv-cache", "on"), tiny())
     with pytest.raises(ModelConfigError, match="80, 160, 560, 1120"):
         engine_config(worker_settings("--chunk-ms", "320"), tiny())
+    # 70 frames of context and 8 of a step; with fewer pages every stream would end in some seconds.
+    pages = EngineConfig(num_slots=3, page_frames=16, num_pages=4)
+    with pytest.raises(SettingsError, match="--paged-kv-max-pages got 4, but takes at least 5"):
+        make_model_engine(tiny(), pages)
+    assert make_model_engine(tiny(), replace(pages, num_pages=5)).steps.shape.pages.ring_pages == 5
     with pytest.raises(SettingsError, match="CUDA devices are there"):
         pick_device(f"cuda:{torch.cuda.device_count()}")
 
