@@ -31,8 +31,8 @@ DEPTH_SCALING: Final = 2.0
 # score, next node), in int32.
 NODE_WORDS: Final = 4
 ARC_WORDS: Final = 3
-# Rows of scores that are cached for the plain decoder, 4 KB each for a vocabulary of 1,024.
-_MAX_ROWS: Final = 256
+# Rows of scores of one tree that are cached for the plain decoder: 256 rows for a vocabulary of 1,024.
+_CACHED_SCORES: Final = 256 * 1024
 
 
 class PhraseTree:
@@ -131,7 +131,7 @@ class PhraseTree:
         row = self._rows.get(node)
         if row is None:
             row = self._rows[node] = self._scores(node)
-            if len(self._rows) > _MAX_ROWS:
+            if len(self._rows) > 1 and len(self._rows) * self.num_tokens > _CACHED_SCORES:
                 self._rows.popitem(last=False)
         else:
             self._rows.move_to_end(node)

@@ -51,6 +51,15 @@ def test_shared_beginnings_keep_the_higher_boost() -> None:
     assert tree.scores(tree.following(0, NEW))[OTHER] == 0, "what ends a phrase gives nothing back"
 
 
+@pytest.mark.parametrize(("num_tokens", "most_rows"), [(1_024, 256), (16_384, 16), (1 << 19, 1)])
+def test_cached_scores_are_bounded_whatever_the_vocabulary(num_tokens: int, most_rows: int) -> None:
+    tree = PhraseTree([(range(400), 1.0)], num_tokens)
+    states = list(range(300)) if num_tokens < 100_000 else [0, 1, 2]
+    rows = [tree.scores(state).copy() for state in states]
+    assert len(tree._rows) == most_rows
+    assert all(np.array_equal(tree.scores(state), row) for state, row in zip(states, rows, strict=True))
+
+
 def test_no_phrases_are_a_root_alone() -> None:
     tree = PhraseTree([], 4)
     assert tree.num_nodes == 1
