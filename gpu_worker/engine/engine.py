@@ -120,7 +120,8 @@ class SpeechEngine:
         self._phrases = StreamPhrases(steps.trees, self._table, self._warm_ups, self.book, common)
         # Slots of the streams for which more samples may come.
         self._fed_slots: dict[StreamId, int] = {}
-        self._fresh: list[Stream] = []
+        # Streams whose slots are reset before their first step, by slot: others may take these before a step.
+        self._fresh: dict[int, Stream] = {}
         self._finishing: dict[StreamId, Stream] = {}
         self._num_opened = 0
         self._listens = np.zeros(num_slots, dtype=np.bool_)
@@ -172,7 +173,7 @@ class SpeechEngine:
             raise
         self._listens[slot] = state.listens and slot not in self._warm_ups
         if not self._table.decoded[slot]:
-            self._fresh.append(state)
+            self._fresh[slot] = state
         self._stats.open_streams = len(self._streams)
 
     def feed(self, stream: StreamId, samples: Samples) -> None:
@@ -395,7 +396,7 @@ class SpeechEngine:
     def _reset_fresh(self) -> None:
         """Reset slots for their new streams, after the steps that were launched before."""
         by_slot = self._streams.by_slot
-        fresh = [state for state in self._fresh if by_slot[state.slot] is state]
+        fresh = [state for slot, state in self._fresh.items() if by_slot[slot] is state]
         self._fresh.clear()
         if fresh:
             self.steps.reset([state.slot for state in fresh], [state.prompt for state in fresh])

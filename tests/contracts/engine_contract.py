@@ -261,6 +261,19 @@ class EngineContract:
         engine.check_integrity()
         assert told(run(engine, {1: samples}, seed=4)[1]) == expected
 
+    def test_streams_that_come_and_go_without_a_step_leave_nothing(self) -> None:
+        """An idle worker: of no stream a first chunk comes."""
+        engine, samples = self.make(Sizes(num_slots=2)), self.audio(1, 30_000)
+        for _ in range(20):
+            engine.open(StreamId(1), StreamOptions())
+            engine.feed(StreamId(1), np.zeros(100, np.int16))
+            assert list(engine.step()) == []
+            engine.close(StreamId(1))
+        assert len(engine._fresh) <= engine.capacity
+        expected = told(self.alone(samples, Sizes(), words=False))
+        assert told(run(engine, {1: samples})[1]) == expected
+        assert not engine._fresh
+
     def test_streams_that_wait_are_served_in_turn(self) -> None:
         """One in each step: nobody is served twice before all others were."""
         engine = self.make(Sizes(num_slots=4, rows=1))
