@@ -84,10 +84,12 @@ class StreamAudio:
         """Position of the next sample, at the client's rate."""
         return self._next
 
-    @property
-    def next_engine_sample(self) -> int:
-        """The engine's first sample that lies wholly after the audio so far, whether resampled yet or not."""
-        behind = (self._next - self._base.client_origin) * ENGINE_SAMPLE_RATE
+    def engine_sample(self, sample: int) -> int:
+        """Return the engine's first sample that lies wholly after the client's samples before `sample`.
+
+        It may lie before those that are read here, and may not be resampled yet.
+        """
+        behind = (sample - self._base.client_origin) * ENGINE_SAMPLE_RATE
         return self._base.origin - (-behind // self.rate)
 
     def push(self, entry: AudioEntry) -> Sequence[Samples]:
@@ -201,7 +203,8 @@ class ReadBatch:
                     if _is_behind(entry_id, reading.phrased):  # else delivered again: the engine has them
                         reading.phrased = entry_id
                         self._feed_parts()
-                        sample = audio.next_engine_sample
+                        # A replay has entries from before its audio, which the engine's snapshot has, too.
+                        sample = audio.engine_sample(min(entry.first_sample, audio.next_sample))
                         self._commands.append(ReplacePhrases(flow, entry.phrases, sample))
                     continue
                 parts = audio.push(entry)

@@ -13,6 +13,7 @@ from common.phrases import Phrase
 from common.process.pace import Pace
 from common.redis.clients import RedisServers
 from common.redis.keys import Keys, StreamKeys
+from common.streams.assignments import Checkpoint
 from gpu_worker.pipeline.engine_events import Feed, Finalize, Open, ReplacePhrases
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
 from gpu_worker.pipeline.intake import MAX_BEHIND, MAX_ENTRIES, MAX_ENTRIES_BEHIND, AudioRead, Intake
@@ -277,3 +278,30 @@ def test_phrases_that_are_delivered_again_replace_nothing(monkeypatch: pytest.Mo
     assert flow.fed_samples == 4 * SAMPLES
     delivered = ["1-1", "1-2", "1-3", "1-4", "1-2", "1-3", "1-4", "1-5", "1-6", "1-6", "1-7"]
     assert [entry.entry_id.decode() for entry in flow.undecoded] == delivered
+
+
+def test_phrases_of_a_replay_keep_their_place_before_its_audio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay begins up to a second before the checkpoint: else they would replace those in force there."""
+    commands: list[object] = []
+    table, stream = StreamTable(1), StreamId(1)
+    intake = _intake(table, lambda *some: commands.extend(some))
+    checkpoint = Checkpoint(b"1-1", samples_decoded=18_120)
+    flow = StreamFlow(owned_stream(stream, epoch=2, checkpoint=checkpoint))
+    table.reserve(1)
+    intake.take_in(flow, b"")
+    lists = (Phrase("one"),), (Phrase("two"),)
+    log = _Entries(
+        stream,
+        [
+            AudioEntry(b"1-2", 4_000, bytes(2_000)),
+            AudioEntry(b"1-3", 5_000, b"", phrases=lists[0]),
+            AudioEntry(b"1-4", 5_000, bytes(2 * 20_000)),
+            AudioEntry(b"1-5", 25_000, b"", phrases=lists[1]),
+        ],
+    )
+    monkeypatch.setattr(intake, "_reader", log)
+    intake._round()
+    replaced = [
+        (command.phrases, command.sample) for command in commands if isinstance(command, ReplacePhrases)
+    ]
+    assert replaced == [(lists[0], 5_000), (lists[1], 25_000)]
