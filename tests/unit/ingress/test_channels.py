@@ -21,6 +21,8 @@ from ingress.dialects.native import NativeDialect
 from tests.fake_backplane import FakeLink, ScriptedBackplane, some_result
 from tests.ingress_harness import serving, wait_until
 
+pytestmark = pytest.mark.one_loop
+
 
 class _Stereo(NativeDialect):
     """The native protocol with two channels of pcm16, and their number in each result. No `hello`."""

@@ -20,6 +20,8 @@ from ingress.request import Request
 from tests.fake_backplane import ScriptedBackplane, some_result
 from tests.ingress_harness import HANDSHAKE, serving, wait_until
 
+pytestmark = pytest.mark.one_loop
+
 
 class _Late(NativeDialect):
     """A protocol whose WebSocket opens with the admission, and that answers some messages by itself."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 
+import pytest
+
 from common.entries import LineKind
 from ingress.clients.limits import MAX_FINALIZES
 from ingress.clients.streams import MAX_WAITING_PHRASES
 from tests.fake_backplane import ScriptedBackplane, some_result
 from tests.ingress_harness import serving, wait_until
+
+pytestmark = pytest.mark.one_loop
 
 _FINALIZE = {"type": "finalize"}
 

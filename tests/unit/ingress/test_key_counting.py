@@ -17,6 +17,8 @@ from tests.counting_guard import CountingGuard
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import HANDSHAKE, serving, wait_until
 
+pytestmark = pytest.mark.one_loop
+
 _AUDIO = {"type": "audio", "data": base64.b64encode(b"\0\0" * 10).decode(), "final": True}
 
 

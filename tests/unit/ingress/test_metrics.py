@@ -16,6 +16,8 @@ from ingress.meter import Meter
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import serving, wait_until
 
+pytestmark = pytest.mark.one_loop
+
 SAMPLES = base64.b64encode(bytes(3200)).decode()
 
 

@@ -9,6 +9,8 @@ import pytest
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import serving, wait_until
 
+pytestmark = pytest.mark.one_loop
+
 _RESUME = {
     "type": "resume",
     "stream_id": 7,

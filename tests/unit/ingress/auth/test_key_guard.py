@@ -15,6 +15,8 @@ from ingress.auth.door import Door
 from ingress.auth.guard import OverLimit
 from ingress.auth.key_guard import KeyGuard
 
+pytestmark = pytest.mark.one_loop
+
 RECORD = KeyRecord(key_id=KeyId("abcdefgh"), digest="", name="desk", audio_s_per_day=100)
 CLIENT = Client(RECORD)
 

@@ -17,6 +17,8 @@ from ingress.auth import key_ring
 from ingress.auth.key_ring import KeyRing
 from tests.waiting import until
 
+pytestmark = pytest.mark.one_loop
+
 TEMPLATE = KeyRecord(key_id=KeyId(""), digest="", name="desk")
 
 

@@ -16,6 +16,8 @@ from ingress.clients.pace import Lead, Pace, Pacer, Paces
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import serving, wait_until
 
+pytestmark = pytest.mark.one_loop
+
 _SECOND = bytes(32_000)  # pcm16 at 16 kHz
 
 

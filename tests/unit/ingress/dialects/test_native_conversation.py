@@ -23,6 +23,8 @@ from common.messages import Result, Utterance, Word
 from tests.fake_backplane import FakeLink, ScriptedBackplane
 from tests.ingress_harness import Harness, serving, wait_until
 
+pytestmark = pytest.mark.one_loop
+
 RECORDED: Final = Path(__file__).with_name("recorded_conversations.json")
 _CLOSE: Final = b"\x88"
 _KEY: Final = "dGhlIHNhbXBsZSBub25jZQ=="

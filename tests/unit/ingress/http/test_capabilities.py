@@ -7,6 +7,8 @@ import re
 from http import HTTPStatus
 from pathlib import Path
 
+import pytest
+
 from common.settings import parse
 from ingress.api.capabilities import CAPABILITIES_ENDPOINT
 from ingress.api.openai_errors import openai_refusal
@@ -15,6 +17,8 @@ from ingress.http.refusal import Refusal
 from ingress.server import LISTEN_PATH, REALTIME_PATH, IngressServer
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import serving
+
+pytestmark = pytest.mark.one_loop
 
 
 async def test_capabilities_are_those_of_hello() -> None:

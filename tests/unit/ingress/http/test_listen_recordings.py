@@ -15,6 +15,8 @@ from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import serving
 from tests.unit.ingress.http.test_transcriptions import posted, recordings_of
 
+pytestmark = pytest.mark.one_loop
+
 # Of each channel; two and three bytes a sample, since the first needs no library and the second does.
 LEFT, RIGHT = array.array("h", range(0, 8_000, 2)), array.array("h", range(-8_000, 0, 2))
 

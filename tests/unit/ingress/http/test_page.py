@@ -11,6 +11,8 @@ from httpx import ASGITransport, AsyncClient
 from ingress.api.page import PAGE
 from ingress.http.endpoints import application
 
+pytestmark = pytest.mark.one_loop
+
 FOLDER = Path("ingress/page")
 HOST = "speech.example:8000"
 

@@ -26,6 +26,8 @@ from tests.fake_backplane import ScriptedBackplane, some_result
 from tests.ingress_harness import HOST, Harness, TcpClient, serving, wait_until
 from tests.unit.ingress.http.test_transcriptions import BOUNDARY, posted, recordings_of, silence
 
+pytestmark = pytest.mark.one_loop
+
 LISTEN, TRANSCRIPTIONS = "/v1/listen", "/v1/audio/transcriptions"
 KEY = Client(KeyRecord(key_id=KeyId("abcdefgh"), digest="", name="desk"))
 

@@ -35,6 +35,8 @@ from tests.counting_guard import CountingGuard
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import HOST, serving, wait_until
 
+pytestmark = pytest.mark.one_loop
+
 BOUNDARY = "b0undary"
 
 

@@ -72,6 +72,7 @@ def loudness(samples: bytes) -> float:
     # MP4 may end with its index, so it is decoded as a file alone.
     [(name, as_file) for name in ENCODINGS for as_file in (False, True) if as_file or name != "m4a"],
 )
+@pytest.mark.one_loop
 async def test_every_container_gives_the_recording(
     decoders: Decoders, tmp_path: Path, name: str, as_file: bool
 ) -> None:
@@ -101,6 +102,7 @@ async def test_pieces_of_one_byte_give_the_same(decoders: Decoders, tmp_path: Pa
     assert await decode(decoders, MediaInput("flac"), data, piece=1) == whole
 
 
+@pytest.mark.one_loop
 async def test_channels_are_mixed_or_kept_apart(decoders: Decoders, tmp_path: Path) -> None:
     rate, pcm = read_pcm(RECORDING)
     data = encode(pcm, rate, "wav", tmp_path, layout="stereo").read_bytes()
@@ -150,6 +152,7 @@ def without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["plain", "extensible", "size 0", "size -1", "cut off", "chunk behind", "half a sample", "tag"],
 )
+@pytest.mark.one_loop
 async def test_plain_wav_needs_no_library(
     decoders: Decoders, tmp_path: Path, content: bytes, samples: bytes, as_file: bool
 ) -> None:
@@ -162,12 +165,14 @@ async def test_plain_wav_needs_no_library(
 
 
 @pytest.mark.usefixtures("without_pyav")
+@pytest.mark.one_loop
 async def test_channels_of_plain_wav_are_kept_apart_without_a_library(decoders: Decoders) -> None:
     audio, heard = await decode(decoders, MediaInput("wav", mix=False), wav(STEREO_16K, b"LLRRllrrLL"))
     assert (audio, heard) == (DecodedAudio(16_000, 2), b"LLRRllrr")
 
 
 @pytest.mark.usefixtures("without_pyav")
+@pytest.mark.one_loop
 async def test_plain_wav_without_samples_has_no_sound(decoders: Decoders) -> None:
     with pytest.raises(MediaError, match="has no sound"):
         await decode(decoders, MediaInput("wav"), wav(MONO_16K, b""))
@@ -186,6 +191,7 @@ async def test_the_first_samples_of_a_live_wav_come_at_once(decoders: Decoders) 
 
 
 @pytest.mark.parametrize("as_file", [True, False])
+@pytest.mark.one_loop
 async def test_a_wav_that_is_not_plain_goes_to_the_library_from_its_first_byte(
     decoders: Decoders, tmp_path: Path, as_file: bool
 ) -> None:
@@ -202,6 +208,7 @@ async def test_a_wav_that_is_not_plain_goes_to_the_library_from_its_first_byte(
 
 
 @pytest.mark.parametrize("name", ["wav", "flac"])
+@pytest.mark.one_loop
 async def test_a_channel_upside_down_does_not_silence_the_other(
     decoders: Decoders, tmp_path: Path, name: str
 ) -> None:
@@ -231,6 +238,7 @@ def flac_of(path: Path) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.one_loop
 async def test_packets_of_opus(decoders: Decoders) -> None:
     rate, pcm = read_pcm(RECORDING)
     packets = opus_packets(pcm, rate)
@@ -249,6 +257,7 @@ DAMAGED_OPUS = (
 @pytest.mark.parametrize(
     ("num_packets", "every"), [(50, 25), (1_000, 5)], ids=["a few of a short input", "many of a long input"]
 )
+@pytest.mark.one_loop
 async def test_damaged_packets_of_opus_lose_their_own_samples_alone(
     decoders: Decoders, num_packets: int, every: int
 ) -> None:
@@ -261,12 +270,14 @@ async def test_damaged_packets_of_opus_lose_their_own_samples_alone(
     assert len(samples) / 2 / 48_000 == pytest.approx(0.02 * whole, abs=0.1)
 
 
+@pytest.mark.one_loop
 async def test_packets_of_opus_that_are_all_damaged_are_no_media(decoders: Decoders) -> None:
     data = (struct.pack(">H", len(DAMAGED_OPUS)) + DAMAGED_OPUS) * 1_000
     with pytest.raises(MediaError):
         await decode(decoders, MediaInput(RAW_OPUS), data)
 
 
+@pytest.mark.one_loop
 async def test_damaged_packets_of_aac_lose_their_own_samples_alone(
     decoders: Decoders, tmp_path: Path
 ) -> None:
@@ -284,6 +295,7 @@ async def test_damaged_packets_of_aac_lose_their_own_samples_alone(
     assert len(samples) == pytest.approx(0.9 * len(pcm), rel=0.1)
 
 
+@pytest.mark.one_loop
 async def test_media_that_is_cut_off_gives_what_is_there(decoders: Decoders, tmp_path: Path) -> None:
     rate, pcm = read_pcm(RECORDING)
     data = encode(pcm, rate, "wav", tmp_path).read_bytes()
@@ -293,6 +305,7 @@ async def test_media_that_is_cut_off_gives_what_is_there(decoders: Decoders, tmp
 
 
 @pytest.mark.parametrize("demuxer", ["wav", "flac", "ogg", "matroska", "mov", "mp3", "aac", "aiff", "amr"])
+@pytest.mark.one_loop
 async def test_what_is_no_media_is_told(decoders: Decoders, demuxer: str) -> None:
     noise = bytes(range(1, 256)) * 200
     with pytest.raises(MediaError) as raised:
@@ -300,6 +313,7 @@ async def test_what_is_no_media_is_told(decoders: Decoders, demuxer: str) -> Non
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.one_loop
 async def test_tags_that_are_no_utf_8_cost_nothing(decoders: Decoders, tmp_path: Path) -> None:
     rate, pcm = read_pcm(RECORDING)
     wav = encode(pcm, rate, "wav", tmp_path).read_bytes()
@@ -319,6 +333,7 @@ async def test_a_child_that_is_killed_has_reached_its_limits(decoders: Decoders)
             await decoder.audio()
 
 
+@pytest.mark.one_loop
 async def test_media_that_take_more_memory_than_a_child_may_are_refused(tmp_path: Path) -> None:
     rate, pcm = read_pcm(RECORDING)
     path = encode(pcm, rate, "flac", tmp_path)
@@ -346,6 +361,7 @@ async def test_a_defect_of_the_child_is_logged_and_no_limit(
     assert "invalid int value: 'fast'" in caplog.text
 
 
+@pytest.mark.one_loop
 async def test_a_playlist_opens_nothing(decoders: Decoders, tmp_path: Path) -> None:
     """What names other files is no format of ours, whatever demuxer it is given to."""
     playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
@@ -405,6 +421,7 @@ async def test_a_child_that_is_abandoned_ends(decoders: Decoders, tmp_path: Path
     assert process.returncode is not None
 
 
+@pytest.mark.one_loop
 async def test_a_child_has_none_of_our_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PARAKEET_REDIS_URL", "redis://:secret@127.0.0.1")
     decoders = Decoders(1)

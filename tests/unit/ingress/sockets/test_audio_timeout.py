@@ -23,6 +23,8 @@ from tests.fake_backplane import ScriptedBackplane, some_result
 from tests.ingress_harness import serving, wait_until
 from tests.realtime_talk import append, silence, update
 
+pytestmark = pytest.mark.one_loop
+
 # Of each dialect: how it is made, what begins its stream with 10 ms of audio, and what keeps it in touch.
 _DIALECTS: Final[dict[str, tuple[Callable[[], Dialect], str | bytes, str]]] = {
     "native": (

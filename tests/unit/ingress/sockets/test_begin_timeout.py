@@ -16,6 +16,8 @@ from ingress.protocol import YOUNG
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import Harness, TcpClient, serving, wait_until
 
+pytestmark = pytest.mark.one_loop
+
 _AUDIO = {"type": "audio", "data": base64.b64encode(b"\0\0" * 10).decode()}
 
 

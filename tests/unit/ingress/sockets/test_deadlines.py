@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
+import pytest
+
 from ingress.sockets.deadlines import Deadline, Deadlines, ProgressDeadline, SilenceDeadline
 from ingress.sockets.peer import Peer
+
+pytestmark = pytest.mark.one_loop
 
 
 class _Client:

@@ -10,6 +10,8 @@ import pytest
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import serving, wait_until
 
+pytestmark = pytest.mark.one_loop
+
 
 def _audio(num_samples: int, **more: object) -> dict[str, object]:
     return {"type": "audio", "data": base64.b64encode(b"\0\0" * num_samples).decode(), **more}

@@ -18,6 +18,8 @@ from ingress.backplane import Caller
 from ingress.streams.redis_link import LinkContext, Place, RedisLink
 from tests.fake_backplane import some_result
 
+pytestmark = pytest.mark.one_loop
+
 STREAM = StreamId(5)
 
 

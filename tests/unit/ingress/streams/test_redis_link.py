@@ -20,6 +20,8 @@ from ingress.streams.life import Action
 from ingress.streams.redis_link import LinkContext, Place, RedisLink
 from tests.fake_backplane import some_result
 
+pytestmark = pytest.mark.one_loop
+
 _KEYS = Keys().stream(StreamId(5))
 
 

@@ -16,6 +16,8 @@ from ingress.streams import watch as stream_watch
 from ingress.streams.watch import StreamWatch
 from tests.waiting import until
 
+pytestmark = pytest.mark.one_loop
+
 _INGRESS = IngressId("i-1")
 _LONG_AGO = -1e9
 

@@ -28,6 +28,8 @@ from tests.ingress_harness import Harness, wait_until
 from tests.media_files import encode, opus_packets, read_pcm
 from tests.unit.ingress.dialects.deepgram.test_connection import heard, listening, url
 
+pytestmark = pytest.mark.one_loop
+
 RECORDING = Path("parakeet/recordings/goforward.wav")
 _OPUS = "encoding=opus&sample_rate=48000"
 # A child begins within a second; on a machine with other work it may take some.
