@@ -21,9 +21,16 @@ def running_servers() -> Iterator[dict[ServerKind, EmbeddedRedis]]:
         server.stop()
 
 
-@pytest.fixture(params=SERVER_KINDS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on each kind of server, and on that of `serve` alone where it has the mark `one_server`."""
+    if "server_kind" in metafunc.fixturenames:
+        one = metafunc.definition.get_closest_marker("one_server") is not None
+        metafunc.parametrize("server_kind", SERVER_KINDS[:1] if one else SERVER_KINDS, indirect=True)
+
+
+@pytest.fixture
 def server_kind(request: pytest.FixtureRequest) -> ServerKind:
-    """Runs the test on each kind of server."""
+    """The kind of server that the test runs on."""
     kind: ServerKind = request.param
     return kind
 

@@ -50,7 +50,7 @@ def exact(result: Result) -> Result:
     return replace(result, confidence_scores=(), words=words)
 
 
-@pytest.mark.parametrize("server_kind", ["embedded"], indirect=True)
+@pytest.mark.one_server
 async def test_a_client_gets_from_nemo_what_it_gets_from_ours(redis_url: str, tmp_path: Path) -> None:
     client = raw_client(redis_url)
     found: dict[str, list[Result]] = {}

@@ -23,6 +23,8 @@ from tests.ports import HOST
 from tests.realtime_talk import TRANSCRIPTION, append
 from tests.stack import Stack
 
+pytestmark = pytest.mark.one_server
+
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Keys:

@@ -16,6 +16,8 @@ from tests.ports import HOST
 from tests.service_process import ROOT
 from tests.stack import TIMEOUTS, Stack
 
+pytestmark = pytest.mark.one_server
+
 RECORDING = ROOT / "parakeet" / "recordings" / "goforward.wav"
 
 

@@ -21,6 +21,8 @@ from tests.stack import Stack
 from tests.unit.ingress.http.test_transcriptions import silence
 from tests.waiting import until
 
+pytestmark = pytest.mark.one_server
+
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Keys:

@@ -13,6 +13,8 @@ from common.redis.clients import AsyncRedis, PipelinedCommands, RedisServers
 from common.redis.keys import Keys
 from common.streams.key_usage import Bound, KeyUsage
 
+pytestmark = pytest.mark.one_server
+
 KEY = KeyId("abcdefgh")
 RECORD = KeyRecord(key_id=KEY, digest="", name="desk", new_per_minute=2, max_streams=2)
 

@@ -30,6 +30,8 @@ from tests.ingress_process import IngressProcess
 from tests.ports import HOST, free_ports
 from tests.stack import Stack
 
+pytestmark = pytest.mark.one_server
+
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 WRONG_KEY = "pk_abcdefgh_" + "A" * 43
 # An address of this machine that is not the one which loopback ports listen on.

@@ -15,6 +15,8 @@ from tests.stack import TIMEOUTS, Stack
 from tests.stream_client import expected_text, noise
 from tests.waiting import until
 
+pytestmark = pytest.mark.one_server
+
 
 async def test_stopping_while_streams_run_lets_them_end(stack: Stack) -> None:
     stack.worker()

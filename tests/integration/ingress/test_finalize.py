@@ -18,6 +18,8 @@ from tests.stack import Stack
 from tests.stream_client import expected_text, noise
 from tests.waiting import until
 
+pytestmark = pytest.mark.one_server
+
 Results = list[dict[str, Any]]
 _FINALIZE = b'{"type":"finalize"}'
 

@@ -26,6 +26,8 @@ from tests.stack import TIMEOUTS, Stack, check_gapless, collect, transcribe
 from tests.stream_client import expected_text, noise
 from tests.waiting import until
 
+pytestmark = pytest.mark.one_server
+
 
 async def test_streams_over_tcp_and_websocket_give_the_text_of_their_audio(stack: Stack) -> None:
     stack.worker()

@@ -20,6 +20,8 @@ from tests.ports import HOST
 from tests.stack import Stack, transcribe
 from tests.waiting import until
 
+pytestmark = pytest.mark.one_server
+
 RECORDING = Path("parakeet/recordings/goforward.wav")
 _TINY: dict[str, Any] = {"backend": "native", "model_size": "tiny", "device": "cpu", "num_threads": 1}
 _BLOCK_BYTES = 3200  # 100 ms

@@ -9,9 +9,13 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.oracle.models import JFK, speech
 from tests.ports import HOST
 from tests.stack import Stack
+
+pytestmark = pytest.mark.one_server
 
 TINY: dict[str, Any] = {
     "backend": "native",

@@ -23,6 +23,8 @@ from tests.service_process import ROOT
 from tests.stack import Stack
 from tests.stream_client import noise
 
+pytestmark = pytest.mark.one_server
+
 Events = list[dict[str, Any]]
 
 _TINY: dict[str, Any] = {"backend": "native", "model_size": "tiny", "device": "cpu", "num_threads": 1}

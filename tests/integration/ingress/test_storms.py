@@ -21,6 +21,8 @@ from tests.stack import Stack, transcribe
 from tests.stream_client import noise
 from tests.waiting import until
 
+pytestmark = pytest.mark.one_server
+
 _NUM_CLIENTS: Final = 200
 _LISTENS: Final = b""
 """A step of a client that waits for a word of the server."""

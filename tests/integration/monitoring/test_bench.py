@@ -16,6 +16,8 @@ from tests.ingress_process import IngressProcess
 from tests.servers import raw_client
 from tests.worker_process import WorkerProcess
 
+pytestmark = pytest.mark.one_server
+
 
 @pytest.mark.parametrize("transport", ["websocket", "binary", "tcp", "wss", "tcps"])
 def test_every_stream_is_played_and_measured(

@@ -24,6 +24,8 @@ from tests.stream_client import ClientStream, IngressSide, ingress_side, noise
 from tests.waiting import until
 from tests.worker_process import WorkerProcess
 
+pytestmark = pytest.mark.one_server
+
 # Every field that docs/status.md documents, in order.
 EXAMPLE = (
     '{"type":"status","connected_streams":3,"queues":{"raw_depth":2,"encoded_depth":1,'
@@ -223,7 +225,6 @@ async def test_a_frozen_worker_shows_where_its_audio_waits_and_leaves_nothing(
             await settled(ingress, "connected_streams", 0)
 
 
-@pytest.mark.parametrize("server_kind", ["embedded"], indirect=True)
 async def test_results_that_wait_for_a_verdict_are_counted(redis_url: str, tmp_path: Path) -> None:
     """The tiny model, and smart-turn that holds its verdicts back until it is told."""
     client = raw_client(redis_url)

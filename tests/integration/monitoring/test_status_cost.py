@@ -18,6 +18,8 @@ from common.redis.keys import Keys
 from common.streams.assignments import NewStream, StreamDirectory
 from tests.servers import raw_client
 
+pytestmark = pytest.mark.one_server
+
 _STREAMS = 20
 KEYS = Keys()
 

@@ -19,6 +19,8 @@ from tests.ports import HOST
 from tests.stack import TIMEOUTS, Stack
 from tests.waiting import until
 
+pytestmark = pytest.mark.one_server
+
 AUDIO = bytes(32_000)
 GRACE_S = 1.0
 

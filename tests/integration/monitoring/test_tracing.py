@@ -26,6 +26,8 @@ from tests.stack import TIMEOUTS, Stack
 from tests.waiting import until
 from tests.worker_process import SHORT_LEASE_MS
 
+pytestmark = pytest.mark.one_server
+
 AUDIO = bytes(32_000)
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = "b7ad6b7169203331"

@@ -7,12 +7,16 @@ import signal
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from parakeet.client import connect
 from tests.altered.traced import BEGUN, PASSED, ROOT
 from tests.service_process import ServiceProcess
 from tests.stack import TIMEOUTS, Stack
 from tests.stream_client import noise
 from tests.waiting import wait_until
+
+pytestmark = pytest.mark.one_server
 
 # The null engine stands for a device.
 NOT_HERE = {"gpu_worker/steps/cuda_graphs.py"}

@@ -6,11 +6,15 @@ import asyncio
 import wave
 from pathlib import Path
 
+import pytest
+
 import parakeet
 from tests.group_process import GroupProcess
 from tests.servers import raw_client
 from tests.stream_client import ClientStream, ingress_side
 from tests.waiting import until
+
+pytestmark = pytest.mark.one_server
 
 # Of a stream of the tiny model on CPU: 70 frames of context and 8 of a step, in pages of 16.
 PAGES_OF_A_STREAM = 5

@@ -25,6 +25,8 @@ from tests.stream_client import ClientStream, expected_text, ingress_side, noise
 from tests.waiting import until, wait_until
 from tests.worker_process import SHORT_LEASE_MS
 
+pytestmark = pytest.mark.one_server
+
 # Of the group below, whose lanes have 12 slots each: so many streams need both.
 MORE_THAN_A_LANE = 14
 
