@@ -21,8 +21,8 @@ from typing import Final
 import orjson
 
 from tests.chaos.client import make_clips
-from tests.chaos.fleet import LEASE_MS, Fleet
-from tests.chaos.lane_fleet import LaneFleet
+from tests.chaos.fleets.fleet import LEASE_MS, Fleet
+from tests.chaos.fleets.lane_fleet import LaneFleet
 from tests.chaos.run import Chaos, RunReport
 from tests.chaos.schedule import make_plan
 

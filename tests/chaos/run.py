@@ -11,7 +11,7 @@ from random import Random
 from typing import Final
 
 from tests.chaos.client import Clip, StreamLog, run_stream
-from tests.chaos.fleet import Fleet, Member
+from tests.chaos.fleets.fleet import Fleet, Member
 from tests.chaos.invariants import violations
 from tests.chaos.schedule import Fault, Plan, PlannedFault, PlannedStream
 from tests.servers import keys_of_streams, keys_without_expiry

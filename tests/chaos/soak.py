@@ -21,7 +21,7 @@ from random import Random
 import psutil
 
 from tests.chaos.client import make_clips, run_stream
-from tests.chaos.fleet import MAX_STREAMS, Fleet
+from tests.chaos.fleets.fleet import MAX_STREAMS, Fleet
 from tests.chaos.invariants import violations
 from tests.chaos.run import Chaos
 

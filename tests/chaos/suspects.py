@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.crashing_worker import HANGING
-from tests.chaos.respawning import Respawning, say, stack
+from tests.chaos.faulty.crashing_worker import HANGING
+from tests.chaos.fleets.respawning import Respawning, say, stack
 from tests.servers import make_server, raw_client
 from tests.stream_client import ClientStream, IngressSide, noise
 from tests.waiting import until

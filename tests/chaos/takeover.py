@@ -21,7 +21,7 @@ from random import Random
 
 from common.options import StreamOptions
 from tests.chaos.client import RATE, Clip, StreamLog, make_clips, run_stream
-from tests.chaos.fleet import LEASE_MS, TINY, Fleet, Member
+from tests.chaos.fleets.fleet import LEASE_MS, TINY, Fleet, Member
 from tests.chaos.invariants import violations
 from tests.waiting import until
 

@@ -11,9 +11,9 @@ from random import Random
 import pytest
 
 from tests.chaos.client import StreamLog, make_clips, run_stream
-from tests.chaos.fleet import Fleet, Member
+from tests.chaos.fleets.fleet import Fleet, Member
+from tests.chaos.fleets.lane_fleet import LaneFleet
 from tests.chaos.invariants import violations
-from tests.chaos.lane_fleet import LaneFleet
 from tests.chaos.run import Chaos
 from tests.chaos.schedule import make_plan
 from tests.waiting import until

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.crashing_worker import DEADLY, HANGING, RAISING
-from tests.chaos.respawning import Respawning, assert_whole, say, stack
+from tests.chaos.faulty.crashing_worker import DEADLY, HANGING, RAISING
+from tests.chaos.fleets.respawning import Respawning, assert_whole, say, stack
 from tests.chaos.suspects import FLAGS, serve_suspects
 from tests.servers import raw_client
 from tests.stream_client import ClientStream, IngressSide, noise

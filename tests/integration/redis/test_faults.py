@@ -19,7 +19,7 @@ from common.streams.claims import Claims
 from gpu_worker.pipeline.intake import AudioReader
 from parakeet.client import connect
 from parakeet.serve.embedded_redis import EmbeddedRedis
-from tests.chaos.fault_proxy import FaultProxy
+from tests.chaos.fleets.fault_proxy import FaultProxy
 from tests.ingress_process import IngressProcess
 from tests.servers import ServerKind, make_server, raw_client
 from tests.stack import Stack, check_gapless, transcribe

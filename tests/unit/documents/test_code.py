@@ -1,6 +1,7 @@
 """Code in every document is code: programs compile, data parses, command lines have flags that exist.
 
-Programs also run: that of README.md in tests/e2e/test_readme.py, those of docs/clients.md in tests/clients.
+Programs also run: that of README.md in tests/e2e/clients/test_readme.py, those of docs/clients.md in
+tests/clients.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpu_worker.process import leave
 from gpu_worker.quarantined import run_suspects
-from tests.chaos.crashing_worker import make
+from tests.chaos.faulty.crashing_worker import make
 
 if __name__ == "__main__":
     leave(run_suspects(make))

@@ -1,4 +1,4 @@
-"""Workers by fork: ``python -m tests.chaos.nursery`` has imported torch, and makes a worker in milliseconds.
+"""Workers by fork: ``python -m tests.chaos.fleets.nursery`` has imported torch and makes one in milliseconds.
 
 One JSON object a line on stdin starts a worker: `argv` of `python -m gpu_worker`, `environment`, `log`.
 On stdout: {"pid": n} for each start, {"pid": n, "status": s} for each end. Everything dies with stdin.

@@ -38,7 +38,7 @@ class Respawning:
             name = f"w{place}-{number}"
             log = self._folder / f"{name}.log"
             with WorkerProcess(
-                self._url, name, log, module="tests.chaos.crashing_worker", **self._flags
+                self._url, name, log, module="tests.chaos.faulty.crashing_worker", **self._flags
             ) as worker:
                 self.workers.append(worker)
                 await until(lambda of=worker: not of.running, float("inf"))  # type: ignore[misc]

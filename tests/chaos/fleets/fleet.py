@@ -19,7 +19,7 @@ from typing import Any
 
 from parakeet.serve.child import start_tied
 from parakeet.serve.embedded_redis import EmbeddedRedis
-from tests.chaos.fault_proxy import FaultProxy
+from tests.chaos.fleets.fault_proxy import FaultProxy
 from tests.ports import HOST
 from tests.servers import make_server, raw_client
 from tests.service_process import ROOT
@@ -81,7 +81,7 @@ class Nursery:
     async def start(self) -> None:
         log = (self._folder / "nursery.log").open("ab")
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.chaos.nursery"),
+            *(sys.executable, "-m", "tests.chaos.fleets.nursery"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

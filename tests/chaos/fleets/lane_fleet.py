@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.settings import lane_ids
 from parakeet.serve.child import start_tied
-from tests.chaos.fleet import RESTART_AFTER_S, Fleet, Member
+from tests.chaos.fleets.fleet import RESTART_AFTER_S, Fleet, Member
 from tests.service_process import ROOT
 
 _LOOK_S = 0.05
@@ -57,7 +57,7 @@ class LaneFleet(Fleet):
             for lane, name in zip(lanes, lane_ids(group.name, len(lanes)), strict=True):
                 lane.name = name
             command = [
-                *(sys.executable, "-m", "tests.chaos.misled_group", f"--worker-id={group.name}"),
+                *(sys.executable, "-m", "tests.chaos.faulty.misled_group", f"--worker-id={group.name}"),
                 "--redis-timeout-ms=1500",
                 *(f"--{name.replace('_', '-')}={value}" for name, value in self._worker_flags.items()),
             ]

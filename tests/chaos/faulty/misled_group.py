@@ -1,4 +1,4 @@
-"""A group of lanes that fails when it is told: ``python -m tests.chaos.misled_group FLAGS``.
+"""A group of lanes that fails when it is told: ``python -m tests.chaos.faulty.misled_group FLAGS``.
 
 SIGUSR1 makes its device hang in the next step, for good.  One of its lanes launches rows of slots that are
 not its own when that gets the signal (misled_lane.py).
@@ -31,7 +31,7 @@ class Hanging:
 
 def make(settings: WorkerSettings) -> Group:
     """The group that the settings ask for."""
-    group_module.LANE_MODULE = "tests.chaos.misled_lane"  # type: ignore[misc]
+    group_module.LANE_MODULE = "tests.chaos.faulty.misled_lane"  # type: ignore[misc]
     group = Group(settings)
     steps = group._backend.engine.steps
     kind = type(steps)

@@ -1,4 +1,4 @@
-"""A worker that dies of marked audio: ``python -m tests.chaos.crashing_worker FLAGS``.
+"""A worker that dies of marked audio: ``python -m tests.chaos.faulty.crashing_worker FLAGS``.
 
 A chunk that holds DEADLY (full scale, twice) makes the process kill itself in the next step, as a fault
 in a kernel would; RAISING makes the engine raise, as a lost device would; HANGING makes it hang.
@@ -73,7 +73,7 @@ def make(settings: WorkerSettings) -> Backend:
 def main() -> int:
     return run(
         lambda settings: Worker(
-            settings, make(settings), quarantine_module="tests.chaos.crashing_quarantined"
+            settings, make(settings), quarantine_module="tests.chaos.faulty.crashing_quarantined"
         ),
         WorkerMonitor,
     )

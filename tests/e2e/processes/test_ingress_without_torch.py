@@ -18,7 +18,7 @@ from parakeet.terminal.status import read_status
 from tests.ports import free_ports, wait_until_listening
 from tests.waiting import wait_until
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 IMAGE_PARTS = ("common", "ingress", "parakeet")
 
 
