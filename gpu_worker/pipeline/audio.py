@@ -56,7 +56,7 @@ def entry_samples(entry: AudioEntry) -> Samples:
     return clipped
 
 
-class StreamAudio:
+class AudioConverter:
     """The audio of one stream on its way into the engine; for one thread.
 
     rate: rate of the client, Hz.
@@ -155,7 +155,7 @@ class StreamReading:
         self.flow: Final = flow
         self.key: Final = (flow.owned.keys, flow.owned.epoch)
         checkpoint = record.checkpoint
-        self.audio = StreamAudio(record.sample_rate, checkpoint.first_sample, checkpoint.base)
+        self.audio = AudioConverter(record.sample_rate, checkpoint.first_sample, checkpoint.base)
         self.last_read = 0.0
         self.last_entry = record.checkpoint.entry_id or b"0"
         self.finalized = checkpoint.base.finalized
@@ -229,7 +229,7 @@ class ReadBatch:
             # The resampler has to return all samples that it holds, and begins anew.
             self._feed(flow, reading.audio.finish())
             base = Base(origin=flow.fed_samples, client_origin=at)
-            reading.audio = StreamAudio(reading.audio.rate, flow.fed_samples, base)
+            reading.audio = AudioConverter(reading.audio.rate, flow.fed_samples, base)
             flow.undecoded.append(Undecoded(entry_id, at, finalizes=True))
             self._feed_parts()
             self._commands.append(Finalize(flow, entry_id))

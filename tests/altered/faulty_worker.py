@@ -18,7 +18,7 @@ from common.settings import parse_or_exit
 from gpu_worker.backend import make_backend
 from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.engine.slots.samples import Samples, float_samples
-from gpu_worker.pipeline.audio import StreamAudio
+from gpu_worker.pipeline.audio import AudioConverter
 from gpu_worker.steps.null import NullEngine
 from gpu_worker.worker import Worker
 
@@ -40,7 +40,7 @@ class FaultyEngine(NullEngine):
         return super().step()
 
 
-class FaultyAudio(StreamAudio):
+class FaultyAudio(AudioConverter):
     """Raises at an entry of CURSED_SAMPLES."""
 
     def push(self, entry: AudioEntry) -> Sequence[Samples]:
@@ -52,7 +52,7 @@ class FaultyAudio(StreamAudio):
 def main(argv: Sequence[str]) -> int:
     settings = parse_or_exit("worker", argv)
     configure(settings.log_level, settings.log_format, fields={"worker_id": settings.worker_id})
-    vars(gpu_worker.pipeline.audio)["StreamAudio"] = FaultyAudio
+    vars(gpu_worker.pipeline.audio)["AudioConverter"] = FaultyAudio
     engine = FaultyEngine(settings.worker_max_streams)
     return Worker(settings, replace(make_backend(settings), engine=engine)).run()
 

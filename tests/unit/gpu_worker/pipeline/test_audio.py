@@ -13,7 +13,7 @@ from common.errors import ClientFault, ErrorCode, StreamLost
 from common.messages import Encoding
 from common.streams.assignments import Base
 from gpu_worker.engine.slots.samples import Samples, float_samples
-from gpu_worker.pipeline.audio import StreamAudio, client_samples, entry_samples
+from gpu_worker.pipeline.audio import AudioConverter, client_samples, entry_samples
 from gpu_worker.pipeline.g711 import ALAW, MULAW
 
 
@@ -41,7 +41,7 @@ def test_samples_that_are_no_numbers_are_refused(bad: float) -> None:
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
 def test_the_loudest_samples_are_samples_at_every_rate(rate: int) -> None:
     loud = np.full(rate, np.finfo(np.float32).max, "<f4")
-    parts = StreamAudio(rate).push(entry(0, loud.tobytes(), Encoding.F32))
+    parts = AudioConverter(rate).push(entry(0, loud.tobytes(), Encoding.F32))
     samples = np.concatenate([float_samples(part) for part in parts])  # refuses what is not finite
     assert len(samples) > 8_000
     assert samples[4_000:-4_000].min() > 1.0
@@ -58,7 +58,7 @@ def test_half_a_sample_is_refused(payload: bytes, encoding: Encoding) -> None:
 def test_audio_that_is_there_already_is_left_out(cuts: list[tuple[int, int]]) -> None:
     """Each entry goes back over some of what was sent, as a client does that resumed."""
     pcm = np.arange(5000, dtype="<i2")
-    audio = StreamAudio(16_000)
+    audio = AudioConverter(16_000)
     taken: list[Samples] = []
     at = 0
     for size, back in cuts:
@@ -71,7 +71,7 @@ def test_audio_that_is_there_already_is_left_out(cuts: list[tuple[int, int]]) ->
 
 
 def test_missing_audio_is_noticed() -> None:
-    audio = StreamAudio(16_000)
+    audio = AudioConverter(16_000)
     audio.push(entry(0, b"\0\0" * 10))
     with pytest.raises(StreamLost):
         audio.push(entry(11, b"\0\0"))
@@ -80,10 +80,10 @@ def test_missing_audio_is_noticed() -> None:
 @pytest.mark.parametrize("rate", [16_000, 44_100])
 def test_a_replay_feeds_what_the_snapshot_does_not_cover(rate: int) -> None:
     pcm = np.random.default_rng(0).integers(-9000, 9000, 12 * rate, dtype="<i2")
-    whole = StreamAudio(rate)
+    whole = AudioConverter(rate)
     all_samples = np.concatenate([*whole.push(entry(0, pcm.tobytes())), *whole.finish()])
     decoded = 11 * 16_000 + 333
-    replay = StreamAudio(rate, decoded)
+    replay = AudioConverter(rate, decoded)
     first = replay.next_sample
     assert 0 < first <= 11 * rate + rate
     cut = first - 100  # entries are older than what is needed
@@ -101,10 +101,10 @@ def test_client_samples_never_say_more_than_was_decoded() -> None:
 def test_the_place_of_a_mark_does_not_depend_on_what_was_resampled_by_then(rate: int) -> None:
     """A replay that begins anywhere before it has it where the first owner had it."""
     base = Base(samples=5_000, origin=5_000, client_origin=rate // 4)
-    whole = StreamAudio(rate, 5_000, base)
+    whole = AudioConverter(rate, 5_000, base)
     payload = bytes(2 * (rate + 17))
     whole.push(AudioEntry(b"1-1", rate // 4, payload))
-    later = StreamAudio(rate, 9_000, base)
+    later = AudioConverter(rate, 9_000, base)
     later.push(AudioEntry(b"1-1", rate // 4, payload))
     assert later.engine_sample(later.next_sample) == whole.engine_sample(whole.next_sample)
     fed = 5_000 + (rate + 17) * 16_000 / rate
@@ -130,7 +130,7 @@ def test_the_samples_do_not_depend_on_the_size_of_messages(
     encoded = _ENCODED[encoding](scale * chance.uniform(-1, 1, 12_000))
 
     def heard(cuts: list[int]) -> NDArray[np.float32]:
-        audio = StreamAudio(rate)
+        audio = AudioConverter(rate)
         parts: list[Samples] = []
         at = 0
         for size in [*cuts, len(encoded)]:
