@@ -72,19 +72,29 @@ class Fault(StrEnum):
     SERVICE = "service"  # trying again, later or elsewhere, may work
 
 
+class Retry(StrEnum):
+    """What a client may do after an error that closes its connection. All clients go by it."""
+
+    RESUME = "resume"  # the stream waits, if it has the option `resume`
+    LATER = "later"  # a connection was refused: a stream that was to be resumed on it still waits
+    ANEW = "anew"  # the stream is over, and its audio is not at fault
+    NO = "no"
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorSpec:
     """The protocol's promise about one code.
 
-    closes: whether the server closes the connection after this error. The code decides about the stream: it
-        ends, or goes on at another connection (`draining`, `resumed_elsewhere`).
+    closes: whether the server closes the connection after this error.
     meaning: one sentence for docs/protocol.md.
+    retry: what the client may do then.
     """
 
     code: ErrorCode
     fault: Fault
     closes: bool
     meaning: str
+    retry: Retry = Retry.NO
 
 
 _SPECS: Final = (
@@ -173,6 +183,7 @@ _SPECS: Final = (
         Fault.CLIENT,
         True,
         "The client left its results unread past `--send-buffer-bytes`, or for too long.",
+        Retry.RESUME,
     ),
     ErrorSpec(
         ErrorCode.IDLE_TIMEOUT,
@@ -199,12 +210,14 @@ _SPECS: Final = (
         Fault.SERVICE,
         True,
         "The cluster already serves `--max-num-streams` streams.",
+        Retry.LATER,
     ),
     ErrorSpec(
         ErrorCode.NO_WORKER,
         Fault.SERVICE,
         True,
         "No worker of the cluster is alive, or none took the stream within `--claim-timeout-ms`.",
+        Retry.RESUME,
     ),
     ErrorSpec(
         ErrorCode.UNAUTHORIZED,
@@ -218,6 +231,7 @@ _SPECS: Final = (
         Fault.SERVICE,
         True,
         "The client's key is at its limit of streams, of new streams in this minute, or of audio today.",
+        Retry.LATER,
     ),
     ErrorSpec(
         ErrorCode.TOO_MANY_CONNECTIONS,
@@ -225,37 +239,66 @@ _SPECS: Final = (
         True,
         "The ingress has `--max-connections` connections open, or the client's address has "
         "`--max-connections-per-address`.",
+        Retry.LATER,
     ),
-    ErrorSpec(ErrorCode.REDIS_UNAVAILABLE, Fault.SERVICE, True, "Redis does not answer, or is full."),
+    ErrorSpec(
+        ErrorCode.REDIS_UNAVAILABLE,
+        Fault.SERVICE,
+        True,
+        "Redis does not answer, or is full.",
+        Retry.RESUME,
+    ),
     ErrorSpec(
         ErrorCode.STREAM_LOST,
         Fault.SERVICE,
         True,
         "Redis no longer has the stream's keys, so its audio cannot be decoded.",
+        Retry.ANEW,
     ),
     ErrorSpec(
         ErrorCode.DRAINING,
         Fault.SERVICE,
         True,
         "This ingress is stopping; resume or connect elsewhere.",
+        Retry.RESUME,
     ),
     ErrorSpec(
         ErrorCode.PHRASES_FULL,
         Fault.SERVICE,
         True,
         "The worker has no memory left for the stream's phrases (`--phrase-memory-mb`).",
+        Retry.ANEW,
     ),
-    ErrorSpec(ErrorCode.WORKER_FAILED, Fault.SERVICE, True, "The worker could not decode the stream."),
+    ErrorSpec(
+        ErrorCode.WORKER_FAILED,
+        Fault.SERVICE,
+        True,
+        "The worker could not decode the stream.",
+        Retry.ANEW,
+    ),
     ErrorSpec(
         ErrorCode.POISON,
         Fault.CLIENT,
         True,
         "The audio of this stream made its worker crash, alone and repeatedly.",
     ),
-    ErrorSpec(ErrorCode.INTERNAL, Fault.SERVICE, True, "A defect of the server; its log has the cause."),
+    ErrorSpec(
+        ErrorCode.INTERNAL,
+        Fault.SERVICE,
+        True,
+        "A defect of the server; its log has the cause.",
+        Retry.RESUME,
+    ),
 )
 
 ERROR_SPECS: Final[dict[ErrorCode, ErrorSpec]] = {spec.code: spec for spec in _SPECS}
+
+
+def retry_of(code: str) -> Retry:
+    """Return what a client may do after an error; of a code that only newer servers have, nothing."""
+    spec = ERROR_SPECS.get(code)  # type: ignore[call-overload]
+    return Retry.NO if spec is None else spec.retry
+
 
 WARNING_MEANINGS: Final[dict[WarningCode, str]] = {
     WarningCode.INTEGER_SCALE: "Float samples are in the scale of 16-bit integers: divide them by 32768.",

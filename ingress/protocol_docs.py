@@ -1,6 +1,6 @@
-"""Generates parts of docs/protocol.md from the code: state diagram, codes, options.
+"""Generates from the code parts of docs/protocol.md (state diagram, codes, options), and a part of a client.
 
-`python -m ingress.protocol_docs` writes them; a test fails when the file differs from the code.
+`python -m ingress.protocol_docs` writes them; a test fails when a file differs from the code.
 """
 
 from __future__ import annotations
@@ -10,11 +10,20 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from common.errors import ERROR_SPECS, WARNING_MEANINGS
+from common.errors import ERROR_SPECS, WARNING_MEANINGS, ErrorSpec, Retry
 from common.options import OPTIONS, StreamOptions
 from ingress.protocol import TABLE, Event, State
 
-DOCUMENT: Final = Path(__file__).parents[1] / "docs" / "protocol.md"
+_ROOT: Final = Path(__file__).parents[1]
+DOCUMENT: Final = _ROOT / "docs" / "protocol.md"
+TYPESCRIPT: Final = _ROOT / "clients" / "typescript" / "src" / "errors.ts"
+
+_NEXT: Final = {
+    Retry.RESUME: "resume the stream",
+    Retry.LATER: "ask again later",
+    Retry.ANEW: "begin another stream",
+    Retry.NO: "–",
+}
 
 
 def state_diagram() -> str:
@@ -54,11 +63,30 @@ def transition_table() -> str:
 
 def error_table() -> str:
     """Return the table of error codes, with what each promises."""
-    lines = ["| code | fault of | closes the connection | meaning |", "|---|---|---|---|"]
+    lines = [
+        "| code | fault of | closes the connection | the client may | meaning |",
+        "|---|---|---|---|---|",
+    ]
     for spec in ERROR_SPECS.values():
         closes = "yes" if spec.closes else "no"
-        lines.append(f"| `{spec.code.value}` | {spec.fault.value} | {closes} | {spec.meaning} |")
+        lines.append(
+            f"| `{spec.code.value}` | {spec.fault.value} | {closes} | {_next(spec)} | {spec.meaning} |"
+        )
     return "\n".join(lines)
+
+
+def _next(spec: ErrorSpec) -> str:
+    return _NEXT[spec.retry] if spec.closes else "go on"
+
+
+def retries() -> str:
+    """Return what a client may do after each error, in TypeScript."""
+    entries = [
+        f'  {spec.code.value}: "{spec.retry.value}",'
+        for spec in ERROR_SPECS.values()
+        if spec.retry is not Retry.NO
+    ]
+    return "\n".join(("const RETRIES: Readonly<Record<string, Retry>> = {", *entries, "};"))
 
 
 def warning_table() -> str:
@@ -80,28 +108,33 @@ def option_table() -> str:
 
 
 _PARTS: Final = {
-    "state diagram": state_diagram,
-    "transitions": transition_table,
-    "errors": error_table,
-    "warnings": warning_table,
-    "options": option_table,
+    DOCUMENT: {
+        "state diagram": state_diagram,
+        "transitions": transition_table,
+        "errors": error_table,
+        "warnings": warning_table,
+        "options": option_table,
+    },
+    TYPESCRIPT: {"retries": retries},
 }
 
 
-def filled(text: str) -> str:
-    """Return the document with its generated parts replaced."""
-    for name, make in _PARTS.items():
-        pattern = re.compile(rf"(<!-- begin: {name} -->\n).*?(<!-- end: {name} -->)", re.DOTALL)
+def filled(path: Path) -> str:
+    """Return the text of a file with its generated parts replaced."""
+    text = path.read_text(encoding="utf-8")
+    for name, make in _PARTS[path].items():
+        pattern = re.compile(rf"(\S+ begin: {name}\b.*?\n).*?(\S+ end: {name}\b)", re.DOTALL)
         if not pattern.search(text):
-            raise ValueError(f"docs/protocol.md has no place for '{name}'")
+            raise ValueError(f"{path.name} has no place for '{name}'")
         part = make()
         text = pattern.sub(lambda match, part=part: f"{match[1]}{part}\n{match[2]}", text)  # type: ignore[misc]
     return text
 
 
 def main() -> int:
-    """Write the generated parts into docs/protocol.md."""
-    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write the generated parts into their files."""
+    for path in _PARTS:
+        path.write_text(filled(path), encoding="utf-8")
     return 0
 
 

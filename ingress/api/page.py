@@ -6,6 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Final
 
 from starlette.requests import Request
@@ -36,18 +37,20 @@ class _File:
     tag: str
 
 
-def _load() -> dict[str, _File]:
-    loaded = {}
-    for entry in files("ingress").joinpath("page").iterdir():
+def _load(folder: Traversable, prefix: str = "") -> dict[str, _File]:
+    loaded: dict[str, _File] = {}
+    for entry in folder.iterdir():
         suffix = "." + entry.name.rpartition(".")[2]
-        if suffix in _TYPES:
+        if entry.is_dir():
+            loaded |= _load(entry, f"{prefix}{entry.name}/")
+        elif suffix in _TYPES:
             content = entry.read_bytes()
             tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
-            loaded[entry.name] = _File(content, _TYPES[suffix], tag)
+            loaded[prefix + entry.name] = _File(content, _TYPES[suffix], tag)
     return loaded
 
 
-_FILES: Final = _load()
+_FILES: Final = _load(files("ingress").joinpath("page"))
 
 
 def _answer(request: Request, name: str) -> Response:
@@ -80,7 +83,7 @@ async def asset(request: Request) -> Response:
     return _answer(request, request.path_params["name"])
 
 
-PAGE: Final[tuple[Route, ...]] = (endpoint("/", page, "GET"), endpoint("/assets/{name}", asset, "GET"))
+PAGE: Final[tuple[Route, ...]] = (endpoint("/", page, "GET"), endpoint("/assets/{name:path}", asset, "GET"))
 """Rows of the table of endpoints. A client without a key gets these alone from a server with keys."""
 
 

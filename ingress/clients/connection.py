@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from common.errors import ClientFault, ErrorCode, StreamError, Unavailable
+from common.errors import ClientFault, ErrorCode, Retry, StreamError, Unavailable, retry_of
 from common.messages import (
     Ack,
     Audio,
@@ -444,9 +444,9 @@ class Connection:
     def _abandon(self, error: StreamError | None) -> None:
         # A stream is kept for its client where the client asked for that, unless the client's
         # own fault ended it: sending the same again would fail again.
-        fault = isinstance(error, ClientFault) and error.code is not ErrorCode.SLOW_READER
+        again = error is None or retry_of(error.code) is not Retry.NO
         code = CLIENT_GONE if error is None else error.code.value
-        self._streams.abandon(keep=self._options.resume and not fault, code=code)
+        self._streams.abandon(keep=self._options.resume and again, code=code)
 
     def resumed(self, resumption: Resumption) -> None:
         """Go on with the stream of another connection, as the client requested."""

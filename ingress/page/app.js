@@ -25,6 +25,7 @@ let stream;
 let microphone; // while it is heard
 let latencies = [];
 let failed = false;
+let activity = ["idle", "Ready"]; // what the page says again where it goes on after a lost connection
 
 find("address").textContent = `Clients connect to ${address}.`;
 find("insecure").hidden = microphoneAllowed();
@@ -52,6 +53,9 @@ find("clear").addEventListener("click", () => {
   showFigures();
 });
 
+// A stream that is left without a word keeps its slot, since its client might come back.
+window.addEventListener("pagehide", () => stream?.close());
+
 // -- streams
 
 function options() {
@@ -69,11 +73,11 @@ async function begin(rate) {
   latencies = [];
   timeline.clear();
   transcript.begin();
-  stream = new Stream(address, rate, options(), find("key").value.trim());
+  const made = (stream = new Stream(address, rate, options(), find("key").value.trim()));
   stream.addEventListener("result", (event) => onResult(event.detail));
   stream.addEventListener("warning", (event) => say("error", event.detail.message));
   stream.addEventListener("error", (event) => fail(event.detail.message));
-  const made = stream;
+  stream.addEventListener("connection", (event) => made === stream && onConnection(event.detail));
   made.addEventListener("end", () => made === stream && onEnd());
   await made.opened;
   return made;
@@ -99,7 +103,7 @@ async function startMicrophone() {
     target = await begin(opened.rate);
     microphone = opened;
     pressed(true);
-    say("live", "Listening");
+    act("live", "Listening");
     if (gone) loseMicrophone();
   } catch (error) {
     await opened?.stop();
@@ -113,7 +117,7 @@ async function stopMicrophone() {
   microphone = undefined;
   pressed(false);
   await opened.stop();
-  if (!failed) say("busy", "Finishing");
+  if (!failed) act("busy", "Finishing");
   heard?.finish();
 }
 
@@ -131,7 +135,7 @@ async function sendRecording(file) {
   try {
     const samples = await decodeRecording(file, RECORDING_RATE);
     const target = await begin(RECORDING_RATE);
-    say("busy", `Transcribing ${file.name}`);
+    act("busy", `Transcribing ${file.name}`);
     await target.sendAll(samples, find("options").elements.real_time.checked, showSound);
     target.finish();
   } catch (error) {
@@ -149,8 +153,16 @@ function onResult(result) {
   const seconds = result.audio_ack_samples / stream.rate;
   timeline.addTurn(seconds, result.turn_detection);
   find("turn").textContent = result.turn_detection.replaceAll("_", " ");
-  if (result.turn_detection.endsWith("_utterance")) note(seconds, result.turn_detection);
+  if (result.turn_detection.endsWith("_utterance")) note(seconds, result.turn_detection.replaceAll("_", " "));
   showFigures();
+}
+
+// lost: the reason, or undefined where the stream goes on.
+function onConnection(lost) {
+  if (failed) return;
+  note(stream.secondsSent, lost ? `connection lost: ${lost.message}` : "connected again");
+  if (lost) say("error", "The connection was lost. What is said is kept; trying again");
+  else say(...activity);
 }
 
 function onEnd() {
@@ -171,6 +183,11 @@ function onEnd() {
 function say(state, text) {
   find("status").dataset.state = state;
   find("status").textContent = text;
+}
+
+function act(...said) {
+  activity = said;
+  say(...said);
 }
 
 function fail(text) {
@@ -214,9 +231,9 @@ function showFigures() {
   find("latency").textContent = sorted.length > 0 ? `${at(0.5)} / ${at(0.95)} ms` : "–";
 }
 
-function note(seconds, state) {
+function note(seconds, text) {
   const item = document.createElement("li");
-  item.textContent = `${seconds.toFixed(2)} s: ${state.replaceAll("_", " ")}`;
+  item.textContent = `${seconds.toFixed(2)} s: ${text}`;
   find("events").append(item);
   if (find("events").childElementCount > MAX_EVENTS) find("events").firstElementChild.remove();
 }

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import websockets.asyncio.client
 import websockets.exceptions
+import websockets.http11
 
 from common.client_codec import encode_client_message
 from common.errors import ErrorCode
@@ -24,7 +25,12 @@ _CLOSE_TIMEOUT_S: Final = 2.0
 
 
 class ChannelLost(Exception):  # noqa: N818 - the name says it
-    """The socket is gone, or could not be opened."""
+    """The socket is gone, or could not be opened.
+
+    retry_after_s: seconds that the server asked to wait before the next attempt.
+    """
+
+    retry_after_s: float | None = None
 
 
 class Channel(Protocol):
@@ -76,13 +82,7 @@ async def open_channel(url: str, timeout_s: float, api_key: str | None = None) -
                     await channel.send(encode_client_message(Auth(api_key)))
                 return channel
     except websockets.exceptions.InvalidStatus as error:
-        answer = error.response
-        sentence = (answer.body or b"").decode(errors="replace").strip()
-        if answer.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            raise ServerError(ErrorCode.UNAUTHORIZED, sentence or f"HTTP {answer.status_code}") from error
-        if answer.status_code == HTTPStatus.TOO_MANY_REQUESTS:
-            raise ServerError(ErrorCode.OVER_LIMIT, sentence or f"HTTP {answer.status_code}") from error
-        raise ChannelLost(f"{url} answers with HTTP {answer.status_code}: {sentence}") from error
+        raise _refusal(url, error.response) from error
     except (
         OSError,
         TimeoutError,
@@ -92,6 +92,22 @@ async def open_channel(url: str, timeout_s: float, api_key: str | None = None) -
     ) as error:
         raise ChannelLost(f"{url} cannot be reached: {_reason(error)}.") from error
     raise ValueError(f"The address of a server is ws://host:port or tcp://host:port, not '{url}'.")
+
+
+def _refusal(url: str, answer: websockets.http11.Response) -> ServerError | ChannelLost:
+    """Return the error for an answer that opens no WebSocket."""
+    sentence = (answer.body or b"").decode(errors="replace").strip()
+    refusal: ServerError | ChannelLost
+    if answer.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        refusal = ServerError(ErrorCode.UNAUTHORIZED, sentence or f"HTTP {answer.status_code}")
+    elif answer.status_code == HTTPStatus.TOO_MANY_REQUESTS:
+        refusal = ServerError(ErrorCode.OVER_LIMIT, sentence or f"HTTP {answer.status_code}")
+    else:
+        refusal = ChannelLost(f"{url} answers with HTTP {answer.status_code}: {sentence}")
+    seconds = answer.headers.get("Retry-After", "")
+    if seconds.isascii() and seconds.isdecimal():  # a proxy's may be a date
+        refusal.retry_after_s = float(seconds)
+    return refusal
 
 
 def _reason(error: Exception) -> str:

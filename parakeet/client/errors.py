@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from common.errors import ParakeetError
+from common.errors import ParakeetError, Retry, retry_of
 
 
 class ClientError(ParakeetError):
-    """The stream ended without its final result."""
+    """The stream ended without its final result.
+
+    may_retry: whether the same may succeed when it is tried again later.
+    retry_after_s: seconds that a server asked to wait before that, None where it did not say.
+    """
+
+    may_retry: bool = False
+    retry_after_s: float | None = None
 
 
 class ServerError(ClientError):
@@ -21,14 +28,19 @@ class ServerError(ClientError):
         super().__init__(f"{code}: {message}")
         self.code: Final = code
         self.message: Final = message
+        self.may_retry = retry_of(code) is not Retry.NO
 
 
 class ConnectionLost(ClientError):  # noqa: N818 - the name says it
     """The connection was lost and could not be resumed."""
 
+    may_retry = True
+
 
 class ServerSilent(ClientError):  # noqa: N818 - the name says it
     """The server did not answer within a time-out."""
+
+    may_retry = True
 
 
 class UnusableKey(ParakeetError, ValueError):  # noqa: N818 - the name says it

@@ -63,21 +63,12 @@ class Handshake:
             raise
 
     async def resume(self, url: str, request: Resume) -> tuple[Channel, Resumed]:
-        """Connect to resume a stream.
-
-        Raises ServerError where the server refuses for good, ConnectionLost or ServerSilent where another
-        server, or the same one later, may accept.
-        """
-        try:
-            channel, first = await self._first_message(coming_back(url))
-        except ServerError as error:
-            if error.code == ErrorCode.OVER_LIMIT:  # too many connections: later there may be room
-                raise ConnectionLost(str(error)) from error
-            raise
+        """Connect to resume a stream. Raises ServerError, ConnectionLost, ServerSilent."""
+        channel, first = await self._first_message(coming_back(url))
         # A full cluster, or a key at its limit, admits no new stream, but still resumes an old one.
         if isinstance(first, ErrorMessage) and first.code not in _NO_NEW_STREAM:
             await channel.close()
-            raise ConnectionLost(f"{first.code}: {first.message}")
+            raise ServerError(first.code, first.message)
         try:
             await channel.send(encode_client_message(request))
             answer = await self._expect(channel)
@@ -89,7 +80,7 @@ class Handshake:
         if isinstance(answer, Resumed):
             return channel, answer
         await channel.close()
-        if isinstance(answer, ErrorMessage) and answer.code == ErrorCode.RESUME_REFUSED:
+        if isinstance(answer, ErrorMessage):
             raise ServerError(answer.code, answer.message)
         raise ConnectionLost(f"{url} does not resume the stream: {answer}")
 
@@ -97,7 +88,9 @@ class Handshake:
         try:
             channel = await self._open_channel(url)
         except ChannelLost as error:
-            raise ConnectionLost(str(error)) from error
+            lost = ConnectionLost(str(error))
+            lost.retry_after_s = error.retry_after_s
+            raise lost from error
         try:
             return channel, await self._expect(channel)
         except BaseException:  # also if the caller was cancelled: no code owns the socket then

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from common.errors import ErrorCode
 from common.messages import Hello, Resume
 from common.options import StreamOptions
 from parakeet.client.channel import Channel
-from parakeet.client.errors import ConnectionLost, ServerError
+from parakeet.client.errors import ServerError
 from parakeet.client.handshake import Handshake
 
 
@@ -34,13 +35,10 @@ class StreamIdentity:
     async def begin_anew(self, url: str, options: StreamOptions) -> Channel | None:
         """Connect for another stream in the place of one of which nothing has come back.
 
-        Return None where the server expects another rate of samples. Raises ConnectionLost where it takes no
-        stream.
+        Return None where the server expects another rate of samples. Raises ServerError, ConnectionLost,
+        ServerSilent.
         """
-        try:
-            channel, hello = await self._handshake.greet(url)
-        except ServerError as error:
-            raise ConnectionLost(str(error)) from error
+        channel, hello = await self._handshake.greet(url)
         if hello.sample_rate != self.hello.sample_rate:
             await channel.close()
             return None
@@ -59,8 +57,8 @@ class StreamIdentity:
         stream, token = self.hello.stream_id, self.hello.resume_token
         try:
             channel, resumed = await self._handshake.resume(url, Resume(stream, token, last_seq, decoded))
-        except ServerError:
-            if not self._token_before:
+        except ServerError as error:
+            if error.code != ErrorCode.RESUME_REFUSED or not self._token_before:
                 raise
             token = self._token_before
             channel, resumed = await self._handshake.resume(url, Resume(stream, token, last_seq, decoded))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from common.client_codec import encode_client_message
-from common.errors import ErrorCode
+from common.errors import ErrorCode, Retry, retry_of
 from common.messages import (
     Ack,
     Audio,
@@ -50,15 +51,17 @@ from parakeet.client.errors import (
 from parakeet.client.handshake import Handshake
 from parakeet.client.identity import StreamIdentity
 from parakeet.client.marks import Mark, Marks
+from parakeet.client.outage import Outage
 from parakeet.client.result_buffer import ResultBuffer, WholeText
 from parakeet.client.sent_audio import SentAudio
 from parakeet.client.timeouts import ClientTimeouts
 
 logger = logging.getLogger("parakeet.client")
 
-_RETRY_PAUSE_S: Final = 0.2
 # Audio that a server may have without reporting it: its longest chunk and a second of acknowledgements.
 _UNANSWERED_S: Final = 15.0
+# After such an answer to an attempt, the stream still waits for the next one.
+_STILL_WAITS: Final = (Retry.RESUME, Retry.LATER)
 
 
 class Stream:
@@ -96,10 +99,7 @@ class Stream:
         self._heard_at = 0.0
         self._progress_at = 0.0
         self._tasks: list[asyncio.Task[None]] = []
-        # What the stream had come to when the connection was lost, and since when it is stuck there.
-        self._lost_with = (-1, -1)
-        self._stuck_since = 0.0
-        self._resumed_at = 0.0
+        self._outage = Outage(timeouts.resume_s, time.monotonic)
         self.num_resumptions = 0
         self._warnings: deque[WarningMessage] = deque(maxlen=100)
 
@@ -303,7 +303,7 @@ class Stream:
                     raise ConnectionLost(
                         "The server ended the stream before the end of its audio."
                     ) from error
-                await self._recover(str(error))
+                await self._recover(ConnectionLost(f"The connection was lost: {error}."))
                 continue
             except ValueError as error:
                 raise ConnectionLost(f"The server sent what is no message: {error}") from error
@@ -329,8 +329,9 @@ class Stream:
                 logger.warning("%s: %s", code, text, extra={"stream_id": self.stream_id})
                 self._warnings.append(message)
             case ErrorMessage(code, text, _):
-                if code == ErrorCode.DRAINING and self._audio.keep:
-                    await self._recover(text)
+                resumes = self._audio.keep and self._early_final is None
+                if resumes and retry_of(code) is Retry.RESUME:
+                    await self._recover(ServerError(code, text))
                 elif code not in (ErrorCode.UNKNOWN_TYPE, ErrorCode.AUDIO_AFTER_FINAL):
                     if self._early_final is not None:
                         self._results.put(replace(self._early_final, is_final=False))
@@ -414,39 +415,37 @@ class Stream:
         """Return a socket to a server; the chaos tests listen in here."""
         return await open_channel(url, self._timeouts.connect_s, self._api_key)
 
-    async def _recover(self, reason: str) -> None:
-        """Resume the stream on a new connection. Raises ConnectionLost or ServerError."""
+    async def _recover(self, cause: ServerError | ConnectionLost) -> None:
+        """Resume the stream on a new connection. Raises the cause where that does not succeed in time."""
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
         if not self._audio.keep:
-            raise ConnectionLost(f"The connection was lost: {reason}.")
-        loop = asyncio.get_running_loop()
-        resume_s = self._timeouts.resume_s
-        if (
-            self._lost_with != (self._last_seq, self._audio.decoded)
-            or loop.time() - self._resumed_at > resume_s
-        ):
-            self._lost_with, self._stuck_since = (self._last_seq, self._audio.decoded), loop.time()
-        else:
-            # The last resumption brought nothing: the servers get a pause, and the same deadline holds.
-            await asyncio.sleep(_RETRY_PAUSE_S)
-        while loop.time() < self._stuck_since + resume_s:
-            for url in self._urls:
+            raise cause
+        failure: ClientError = cause
+        self._outage.lost((self._last_seq, self._audio.decoded))
+        while await self._outage.pause():
+            for url in filter(self._outage.may_ask, self._urls):
                 try:
                     channel, self._audio.written = await self._go_on_at(url)
-                except (ConnectionLost, ServerSilent) as error:
-                    reason = str(error)
+                except ClientError as error:
+                    if isinstance(error, ServerError) and retry_of(error.code) not in _STILL_WAITS:
+                        raise
+                    failure = error
+                    self._outage.refused(url, error.retry_after_s)
                     continue
+                self._outage.resumed()
                 self._final_written = False
                 self._marks.repeat()
                 self._channel = channel
-                self._heard_at = self._progress_at = self._resumed_at = loop.time()
+                self._heard_at = self._progress_at = asyncio.get_running_loop().time()
                 self.num_resumptions += 1
                 self._work.set()
                 return
-            await asyncio.sleep(_RETRY_PAUSE_S)
-        raise ConnectionLost(f"The connection was lost and not resumed within {resume_s:g} s: {reason}.")
+        told = f"The stream was not resumed within {self._timeouts.resume_s:g} s: {failure}"
+        if isinstance(cause, ServerError):
+            raise ServerError(cause.code, f"{cause.message} {told}")
+        raise ConnectionLost(f"{cause} {told}")
 
     async def _go_on_at(self, url: str) -> tuple[Channel, int]:
         """Resume the stream at an address; return the connection and the sample to go on with.
@@ -457,8 +456,8 @@ class Stream:
         decoded = min(self._audio.decoded, self._audio.written)
         try:
             return await self._identity.resume(url, self._last_seq, decoded)
-        except ServerError:
-            if self._last_seq or self._audio.decoded:
+        except ServerError as error:
+            if error.code != ErrorCode.RESUME_REFUSED or self._last_seq or self._audio.decoded:
                 raise
             channel = await self._identity.begin_anew(url, self._options)
             if channel is None:

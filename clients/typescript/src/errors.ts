@@ -12,28 +12,38 @@ export class ParakeetError extends Error {
   }
 }
 
-/** Codes of the server after which trying again may help: the fault is the service's. */
-const SERVICE_CODES: ReadonlySet<string> = new Set([
-  "no_free_stream",
-  "no_worker",
-  "over_limit",
-  "too_many_connections",
-  "redis_unavailable",
-  "stream_lost",
-  "draining",
-  "phrases_full",
-  "worker_failed",
-  "internal",
-]);
+/**
+ * What may be done after an error of the server: resume the stream; ask again later, with which a stream that was to
+ * be resumed still waits; begin another stream.
+ */
+type Retry = "resume" | "later" | "anew";
 
-/** Those after which a stream that can be resumed waits for its client, and can go on. */
-const PASSING_CODES: ReadonlySet<string> = new Set(["no_worker", "redis_unavailable", "draining", "internal"]);
+// begin: retries, which `python -m ingress.protocol_docs` writes
+const RETRIES: Readonly<Record<string, Retry>> = {
+  slow_reader: "resume",
+  no_free_stream: "later",
+  no_worker: "resume",
+  over_limit: "later",
+  too_many_connections: "later",
+  redis_unavailable: "resume",
+  stream_lost: "anew",
+  draining: "resume",
+  phrases_full: "anew",
+  worker_failed: "anew",
+  internal: "resume",
+};
+// end: retries
 
 export function serverError(code: string, message: string): ParakeetError {
-  return new ParakeetError(code, message, SERVICE_CODES.has(code));
+  return new ParakeetError(code, message, Object.hasOwn(RETRIES, code));
 }
 
-/** Whether a stream that can be resumed goes on after the server's error. */
-export function isPassing(code: string): boolean {
-  return PASSING_CODES.has(code);
+/** Whether a running stream that can be resumed waits for its client after the server's error. */
+export function waitsAfter(code: string): boolean {
+  return RETRIES[code] === "resume";
+}
+
+/** Whether a stream that is being resumed still waits after this error: the attempt failed, and not the stream. */
+export function stillWaitsAfter({ code, mayRetry }: ParakeetError): boolean {
+  return mayRetry && RETRIES[code] !== "anew";
 }

@@ -1,8 +1,9 @@
 import { AudioBuffer } from "./audio-buffer.js";
 import { Channel, type Connecting, type WebSocketMaker } from "./channel.js";
-import { ParakeetError, isPassing, serverError } from "./errors.js";
+import { ParakeetError, serverError, stillWaitsAfter, waitsAfter } from "./errors.js";
 import { type Mark, Marks } from "./marks.js";
 import type { ConfigOptions, Encoding, Hello, Phrase, Result, ServerMessage, Warning } from "./messages.js";
+import { Patience } from "./patience.js";
 import { type Samples, sampleBytes, toBytes } from "./samples.js";
 
 export interface StreamOptions extends ConfigOptions {
@@ -18,24 +19,24 @@ export interface StreamOptions extends ConfigOptions {
   timeoutMs?: number;
   /** Silence after which the server is asked for a sign of life; as much again, and its connection counts as lost. */
   silenceMs?: number;
-  /** Attempts to connect again, without progress between them, before the stream fails. */
-  maxReconnects?: number;
+  /** Longest time to go on after a lost connection, without progress, before the stream fails. */
+  resumeMs?: number;
   /** Audio that may be sent ahead of what is decoded; more waits here, and `send` with it. */
   maxAheadS?: number;
   /** What makes WebSockets, where the environment has none of its own. */
   WebSocket?: WebSocketMaker;
   onWarning?: (warning: Warning) => void;
+  /** Called where the connection is lost, with the reason, and once the stream goes on, without one. */
+  onConnection?: (lost: ParakeetError | undefined) => void;
 }
 
 const DEFAULT_RATE = 16_000;
 const DEFAULT_TIMEOUT_MS = 10_000;
 const DEFAULT_SILENCE_MS = 10_000;
-const DEFAULT_RECONNECTS = 8;
+const DEFAULT_RESUME_MS = 25_000; // servers keep a stream for 30 s
 const DEFAULT_AHEAD_S = 30;
 const MAX_WAITING_BYTES = 1 << 20;
 const MAX_MESSAGE_BYTES = 32 << 10; // of whole samples in each encoding, well below what a server takes
-const FIRST_PAUSE_MS = 100;
-const LONGEST_PAUSE_MS = 5_000;
 const FULL_PAUSE_MS = 20; // no event says that a WebSocket has room again
 const FINAL_TIMEOUT_MS = 60_000; // without progress, once no more audio comes
 // Results that nobody has read yet; the oldest go first.
@@ -68,7 +69,7 @@ export class Stream implements AsyncIterable<Result> {
   /** The final result of a part of the audio only: the error follows that ended the stream. */
   #earlyFinal: Result | undefined;
   #reconnecting = false;
-  #attempts = 0; // to connect again, since the last progress
+  readonly #patience: Patience;
   #finalTimer: ReturnType<typeof setTimeout> | undefined;
 
   private constructor(to: Connecting, options: StreamOptions, channel: Channel, hello: Hello) {
@@ -76,6 +77,7 @@ export class Stream implements AsyncIterable<Result> {
     this.#options = options;
     this.#encoding = options.encoding ?? "pcm16";
     this.#buffer = new AudioBuffer(sampleBytes(this.#encoding));
+    this.#patience = new Patience(options.resumeMs ?? DEFAULT_RESUME_MS);
     this.#channel = channel;
     this.#hello = hello;
     this.#token = hello.resume_token;
@@ -173,8 +175,11 @@ export class Stream implements AsyncIterable<Result> {
     return this.#final as Result;
   }
 
-  /** Drop the stream; nothing more comes of it. */
+  /** Drop the stream; nothing more comes of it. The server is told, so that it does not wait for this client. */
   close(): void {
+    if (this.#final === undefined && this.#error === undefined && !this.#reconnecting) {
+      this.#channel.send({ type: "close" });
+    }
     this.#fail(new ParakeetError("closed", "The stream was closed.", false));
   }
 
@@ -194,8 +199,8 @@ export class Stream implements AsyncIterable<Result> {
   }
 
   #config(): object {
-    const { sampleRate, key, timeoutMs, silenceMs, maxReconnects, maxAheadS, WebSocket, onWarning, resume, ...config } =
-      this.#options;
+    const { sampleRate, resume, ...given } = this.#options;
+    const { key, timeoutMs, silenceMs, resumeMs, maxAheadS, WebSocket, onWarning, onConnection, ...config } = given;
     return { ...config, sample_rate: this.sampleRate, resume: resume ?? true };
   }
 
@@ -209,7 +214,7 @@ export class Stream implements AsyncIterable<Result> {
       case "result":
         if (message.seq <= this.#lastSeq) return; // repeated after a resume
         this.#lastSeq = message.seq;
-        this.#attempts = 0;
+        this.#patience.progressed();
         this.#acknowledge(message.audio_ack_samples);
         if (message.from_finalize) this.#marks.answered();
         if (message.is_final && !this.#isWhole(message)) {
@@ -236,9 +241,9 @@ export class Stream implements AsyncIterable<Result> {
   }
 
   #serverSaysError(code: string, text: string): void {
-    const error = serverError(code, text);
-    const goesOn = this.#resumes && isPassing(code);
     if (code === "unknown_type" || code === "audio_after_final") return; // the stream goes on
+    const error = serverError(code, text);
+    const goesOn = this.#resumes && waitsAfter(code);
     if (goesOn && this.#earlyFinal === undefined) void this.#reconnect(error);
     else this.#fail(error);
   }
@@ -259,7 +264,7 @@ export class Stream implements AsyncIterable<Result> {
   #acknowledge(samples: number): void {
     if (samples <= this.#acked) return;
     this.#acked = samples;
-    this.#attempts = 0;
+    this.#patience.progressed();
     if (this.#finishing) this.#expectFinal();
     this.#buffer.release(this.#acked);
     this.#marks.decoded(this.#acked);
@@ -280,11 +285,10 @@ export class Stream implements AsyncIterable<Result> {
     if (this.#reconnecting) return;
     this.#reconnecting = true;
     this.#channel.close();
+    this.#options.onConnection?.(cause);
+    this.#patience.lost();
     let isUnknown = false; // to the server, and nothing of it has come back: another stream is the same to the caller
-    while (this.#attempts < (this.#options.maxReconnects ?? DEFAULT_RECONNECTS)) {
-      const pauseMs = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** this.#attempts);
-      this.#attempts += 1;
-      await new Promise((resolve) => setTimeout(resolve, pauseMs * (0.5 + Math.random())));
+    while (await this.#patience.pause()) {
       if (this.#error !== undefined) return;
       try {
         await (isUnknown ? this.#beginAnew() : this.#resume());
@@ -299,7 +303,7 @@ export class Stream implements AsyncIterable<Result> {
           this.#tokenBefore = undefined;
         } else if (error.code === "resume_refused" && this.#lastSeq === 0 && this.#acked === 0) {
           isUnknown = true;
-        } else if (!error.mayRetry) {
+        } else if (!stillWaitsAfter(error)) {
           this.#fail(error);
           return;
         }
@@ -366,7 +370,9 @@ export class Stream implements AsyncIterable<Result> {
     this.#closeWritten = false;
     this.#marks.repeat();
     if (this.#finishing) this.#expectFinal();
+    this.#patience.resumed();
     this.#reconnecting = false;
+    this.#options.onConnection?.(undefined);
     this.#write();
     this.#tell();
   }

@@ -238,6 +238,16 @@ test("a client's own fault ends the stream with its code, and is not tried again
   assert.equal(Socket.opened.length, 1);
 });
 
+test("a stream that is closed tells its server, which would else wait for its client", async () => {
+  const Socket = fakeWebSocket((socket) => socket.say(HELLO));
+  const stream = await Stream.connect("ws://server/", { WebSocket: Socket });
+  await stream.send(Int16Array.of(1));
+  stream.close();
+  stream.close();
+  assert.deepEqual(Socket.opened[0].sent.slice(1), [[1], { type: "close" }]);
+  await assert.rejects(stream.finish(), { code: "closed", mayRetry: false });
+});
+
 test("a full server's answer is told, and may be tried again", async () => {
   const Socket = fakeWebSocket((socket) =>
     socket.say({ type: "error", code: "no_free_stream", message: "No free streaming state available." }),
@@ -349,11 +359,63 @@ test("a server that fails the stream again and again is left in the end", async 
     };
     socket.say(HELLO);
   });
-  const stream = await Stream.connect("ws://server/", { WebSocket: Socket, maxReconnects: 3 });
+  const stream = await Stream.connect("ws://server/", { WebSocket: Socket, resumeMs: 500 });
   await stream.send(Int16Array.of(1));
   Socket.opened[0].drop();
   await assert.rejects(stream.finish(), { code: "internal", mayRetry: true });
-  assert.equal(Socket.opened.length, 4);
+  const opened = Socket.opened.length;
+  assert.ok(opened >= 2 && opened <= 7, `pauses of 100, 200, 400 ms, give or take a half: ${opened}`);
+});
+
+/** A server that ends a stream's first connection with this error, and answers attempts to resume with others first. */
+function ailing(code, answers = []) {
+  return fakeWebSocket((socket, number) => {
+    socket.onSent = (message) => {
+      if (number === 1 && Array.isArray(message)) {
+        socket.say(result(1, "go", 2));
+        socket.say({ type: "error", code, message: "A pause.", stream_id: 7 });
+        socket.drop();
+      }
+      if (message.type === "resume") {
+        const refusal = answers.shift();
+        if (refusal !== undefined) socket.say({ type: "error", code: refusal, message: "Not now." });
+        else socket.say({ type: "resumed", stream_id: 7, resume_token: "next", next_sample: 2 });
+      }
+      if (message.type === "close") socket.say(result(2, "go on", 2, { is_final: true }));
+    };
+    socket.say(HELLO);
+  });
+}
+
+for (const code of ["slow_reader", "no_worker", "redis_unavailable", "draining", "internal"]) {
+  test(`a stream goes on after ${code}, behind which it waits`, async () => {
+    const told = [];
+    const Socket = ailing(code);
+    const onConnection = (lost) => told.push(lost?.code);
+    const stream = await Stream.connect("ws://server/", { WebSocket: Socket, onConnection });
+    await stream.send(Int16Array.of(1, 2));
+    assert.equal((await stream.finish()).text, "go on");
+    assert.equal(Socket.opened.length, 2);
+    assert.deepEqual(told, [code, undefined]);
+  });
+}
+
+test("an attempt that fails is no end of the stream", async () => {
+  const Socket = ailing("draining", ["redis_unavailable", "too_many_connections", "no_worker"]);
+  const stream = await Stream.connect("ws://server/", { WebSocket: Socket });
+  await stream.send(Int16Array.of(1, 2));
+  assert.equal((await stream.finish()).text, "go on");
+  assert.equal(Socket.opened.length, 5);
+});
+
+test("an attempt that cannot succeed is the last", async () => {
+  for (const code of ["unauthorized", "stream_lost", "of_a_newer_server", "toString"]) {
+    const Socket = ailing("draining", [code]);
+    const stream = await Stream.connect("ws://server/", { WebSocket: Socket });
+    await stream.send(Int16Array.of(1, 2));
+    await assert.rejects(stream.finish(), { code, mayRetry: code === "stream_lost" });
+    assert.equal(Socket.opened.length, 2);
+  }
 });
 
 test("a key at its limit may try again, and its stream is not resumed again and again", async () => {
@@ -376,7 +438,7 @@ test("a stream that loses its connection for good fails and leaves nobody waitin
       setImmediate(() => socket.drop());
     }
   });
-  const stream = await Stream.connect("ws://server/", { WebSocket: Socket, maxReconnects: 1 });
+  const stream = await Stream.connect("ws://server/", { WebSocket: Socket, resumeMs: 300 });
   await assert.rejects(stream.finish(), { code: "connection_lost" });
   await assert.rejects(async () => {
     for await (const _ of stream);

@@ -34,7 +34,7 @@ def run(*command: str, folder: Path, data: bytes | None = None) -> str:
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The client, built in a copy of its folder."""
-    folder = tmp_path_factory.mktemp("client") / "typescript"
+    folder = tmp_path_factory.mktemp("root") / "clients" / "typescript"
     shutil.copytree(FOLDER, folder, ignore=shutil.ignore_patterns("node_modules", "dist"))
     run("npm", "ci", "--no-audit", "--no-fund", folder=folder)
     run("npm", "run", "build", folder=folder)
@@ -43,6 +43,14 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_its_own_tests(client: Path) -> None:
     assert "# fail 0" in run("npm", "test", folder=client)
+
+
+def test_the_page_has_this_client(client: Path) -> None:
+    built = client.parents[1] / "ingress" / "page" / "client"
+    run("npm", "run", "page", folder=client)
+    served = ROOT / "ingress" / "page" / "client"
+    files = {path.name: path.read_text() for path in served.iterdir()}
+    assert files == {path.name: path.read_text() for path in built.iterdir()}, "run `npm run page`"
 
 
 def test_a_recording_through_a_server(client: Path) -> None:

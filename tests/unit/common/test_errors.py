@@ -8,18 +8,30 @@ from common.errors import (
     ERROR_SPECS,
     ClientFault,
     ErrorCode,
+    Fault,
     NoFreeStream,
     NoWorker,
     ParakeetError,
     RedisUnavailable,
+    Retry,
     StreamError,
     StreamLost,
+    retry_of,
 )
 
 
 def test_every_code_has_its_promise() -> None:
     assert set(ERROR_SPECS) == set(ErrorCode)
     assert all(spec.meaning.endswith(".") for spec in ERROR_SPECS.values())
+
+
+def test_a_client_may_try_again_where_it_is_not_at_fault() -> None:
+    """Nor where it only read too slowly, as after a laptop's sleep: its stream waits."""
+    again = {code for code, spec in ERROR_SPECS.items() if spec.retry is not Retry.NO}
+    services = {code for code, spec in ERROR_SPECS.items() if spec.fault is Fault.SERVICE}
+    assert again == services | {ErrorCode.SLOW_READER}
+    assert all(ERROR_SPECS[code].closes for code in again)
+    assert retry_of("of_a_newer_server") is Retry.NO
 
 
 def test_the_sentence_for_a_full_cluster_is_as_documented() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from common.errors import ErrorCode
 from common.options import OPTIONS
 from ingress.protocol import State
-from ingress.protocol_docs import DOCUMENT, filled, state_diagram
+from ingress.protocol_docs import DOCUMENT, TYPESCRIPT, filled, state_diagram
 
 
-def test_the_generated_parts_are_up_to_date() -> None:
-    text = DOCUMENT.read_text(encoding="utf-8")
-    assert text == filled(text), "run `python -m ingress.protocol_docs`"
+@pytest.mark.parametrize("path", [DOCUMENT, TYPESCRIPT], ids=lambda path: path.name)
+def test_the_generated_parts_are_up_to_date(path: Path) -> None:
+    assert path.read_text(encoding="utf-8") == filled(path), "run `python -m ingress.protocol_docs`"
 
 
 def test_nothing_is_left_out() -> None:

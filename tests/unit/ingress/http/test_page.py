@@ -33,14 +33,18 @@ async def test_the_page_and_all_that_it_names_are_served(client: AsyncClient) ->
         assert (await client.get(f"/{path}")).status_code == 200, path
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.iterdir() if path.name != "index.html"))
+@pytest.mark.parametrize(
+    "name",
+    sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.*") if path.name != "index.html"),
+)
 async def test_every_file_has_its_type_and_its_imports_are_there(client: AsyncClient, name: str) -> None:
     answer = await client.get(f"/assets/{name}")
     kind = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
     assert answer.headers["content-type"] == kind[name.rpartition(".")[2]]
     assert answer.content == (FOLDER / name).read_bytes()
     for imported in re.findall(r'from "\./([^"]+)"|new URL\("([^"]+)", import', answer.text):
-        assert (await client.get(f"/assets/{imported[0] or imported[1]}")).status_code == 200
+        path = Path(name).parent / (imported[0] or imported[1])
+        assert (await client.get(f"/assets/{path}")).status_code == 200
 
 
 async def test_the_policy_lets_nothing_in_but_this_server(client: AsyncClient) -> None:
@@ -53,7 +57,7 @@ async def test_the_policy_lets_nothing_in_but_this_server(client: AsyncClient) -
 
 
 def test_no_file_needs_what_the_policy_forbids() -> None:
-    for path in FOLDER.iterdir():
+    for path in FOLDER.rglob("*.*"):
         text = path.read_text()
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text), path
         if path.suffix == ".html":

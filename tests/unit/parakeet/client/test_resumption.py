@@ -42,7 +42,7 @@ async def test_a_lost_connection_is_resumed_with_the_audio_that_was_not_accepted
             backplane.echo = True
             for connection in list(harness.connections):
                 connection._peer.abort()
-            await wait_until(lambda: len(backplane.resume_requests) == 1)
+            await wait_until(partial(resumed, stream, 1))
             request = backplane.resume_requests[0]
             assert (request.stream_id, request.resume_token) == (1, "secret")
             assert (request.last_seq, request.audio_ack_samples) == (1, 20)
@@ -245,7 +245,8 @@ async def test_a_stream_that_ended_before_its_audio_was_there_is_a_typed_error(
             backplane.resumption = (10, 0, True)
             for connection in list(harness.connections):
                 connection._peer.abort()
-            await wait_until(lambda: backplane.link is not first)
+            await wait_until(partial(resumed, stream, 1))
+            assert backplane.link is not first
             backplane.link.listener.on_result(LineKind.FINAL, some_result(1, "a part", final=True, acked=10))
             results = stream.results()
             part = await anext(results)

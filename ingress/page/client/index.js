@@ -1,0 +1,2 @@
+export { ParakeetError } from "./errors.js";
+export { Stream } from "./stream.js";
