@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,8 @@ from tests.worker_process import WorkerProcess
 TIMEOUTS: Final = ClientTimeouts(
     connect_s=WAIT_S, silence_s=WAIT_S, final_s=WAIT_S, resume_s=WAIT_S, send_s=WAIT_S
 )
+# Of a client that sees how its stream ended, and does not resume it when the service is back.
+SEES_ITS_END: Final = replace(TIMEOUTS, resume_s=0.001)
 
 
 class Stack:

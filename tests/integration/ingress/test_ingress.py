@@ -22,7 +22,7 @@ from parakeet.client import ServerError, Stream, connect
 from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.ingress_process import IngressProcess
 from tests.ports import HOST
-from tests.stack import TIMEOUTS, Stack, check_gapless, collect, transcribe
+from tests.stack import SEES_ITS_END, TIMEOUTS, Stack, check_gapless, collect, transcribe
 from tests.stream_client import expected_text, noise
 from tests.waiting import until
 
@@ -406,7 +406,7 @@ async def test_redis_that_stays_away_fails_its_streams_and_no_process(
 ) -> None:
     own_stack.worker()
     ingress = own_stack.ingress(redis_timeout_ms=500)
-    async with await connect(ingress.tcp_url, timeouts=TIMEOUTS) as stream:
+    async with await connect(ingress.tcp_url, timeouts=SEES_ITS_END) as stream:
         await stream.send(noise(1.0))
         await anext(stream.results())
         own_server.stop()

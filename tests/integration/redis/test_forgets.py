@@ -20,7 +20,7 @@ from parakeet.client import ServerError, connect
 from parakeet.serve.embedded_redis import EmbeddedRedis
 from tests.ports import free_ports
 from tests.servers import raw_client
-from tests.stack import TIMEOUTS, Stack, check_gapless, collect, transcribe
+from tests.stack import SEES_ITS_END, TIMEOUTS, Stack, check_gapless, collect, transcribe
 from tests.stream_client import ClientStream, expected_text, ingress_side, noise, num_unacked
 from tests.waiting import until
 from tests.worker_process import SHORT_LEASE_MS, WorkerProcess
@@ -301,7 +301,7 @@ async def test_a_stream_that_ended_while_redis_was_away_has_no_slot_of_the_one_t
     ingress = own_stack.ingress(
         max_num_streams=1, redis_outage_s=1, redis_loss_ms=0, metrics_port=metrics_port
     )
-    async with await connect(ingress.tcp_url, timeouts=TIMEOUTS) as stream:
+    async with await connect(ingress.tcp_url, timeouts=SEES_ITS_END) as stream:
         if begun_before:
             await stream.send(noise(0.5))
             await anext(stream.results())
