@@ -13,7 +13,7 @@ from functools import partial
 from types import FrameType
 from typing import NoReturn, Protocol, TypeVar
 
-from common.errors import ParakeetError
+from common.errors import ModelError, ParakeetError, SettingsError
 from common.process.logging import configure_or_exit
 from common.process.standard_streams import open_missing
 from common.settings import PROGRAM, WorkerSettings, parse_or_exit
@@ -68,12 +68,12 @@ def run(
             signal.signal(number, worker.request_stop)
         threading.excepthook = partial(_thread_failed, worker)
         return worker.run()
-    except ParakeetError as error:
+    except (SettingsError, ModelError) as error:
         logger.error("%s", error)
         return 2
     except KeyboardInterrupt:
         return 130
-    except OSError as error:
+    except (ParakeetError, OSError) as error:
         logger.error("The worker cannot start: %s", error)
         return EXIT_FAILED
     except Exception:

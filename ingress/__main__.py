@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from common.errors import RedisUnavailable, SettingsError
+from common.errors import ParakeetError, SettingsError
 from common.process.garbage import collect_rarely
 from common.process.logging import configure_or_exit
 from common.process.standard_streams import run_command
@@ -44,11 +44,11 @@ def main() -> int:
     except SettingsError as error:
         logger.error("%s", error)
         return 2
-    except (RedisUnavailable, OSError) as error:
+    except (ParakeetError, OSError) as error:
         logger.error("The ingress cannot start: %s", error)
         return 1
     except BaseExceptionGroup as failures:
-        expected, others = failures.split((RedisUnavailable, OSError))
+        expected, others = failures.split((ParakeetError, OSError))
         if others is not None:
             logger.error("The ingress failed", exc_info=others)
         elif expected is not None:

@@ -456,10 +456,7 @@ def _ring_of(settings: IngressSettings, on_revoked: Callable[[KeyId], None]) -> 
 
 def _tls_of(settings: IngressSettings) -> ServerTls | None:
     """Read the certificate. Raises SettingsError."""
-    if not settings.tls_cert:
-        return None
-    authority = Path(settings.tls_client_ca) if settings.tls_client_ca else None
-    return ServerTls(ServerTlsFiles(Path(settings.tls_cert), Path(settings.tls_key), authority))
+    return ServerTls(ServerTlsFiles.of(settings)) if settings.tls_cert else None
 
 
 async def _follow(tls: ServerTls) -> None:

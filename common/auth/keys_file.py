@@ -22,7 +22,7 @@ from typing import Any, Final
 import orjson
 
 from common.auth.api_key import KEY_ID_PATTERN, KeyId, digest_of, new_api_key
-from common.errors import ServiceError, SettingsError
+from common.errors import SettingsError
 from common.replaced_file import give_to, replace_file
 
 FILE_VERSION: Final = 1
@@ -36,7 +36,7 @@ _NAME: Final = re.compile(r"[^\x00-\x1f\x7f]+")
 _TOKEN_SECRET: Final = re.compile(r"[A-Za-z0-9_-]{43,}")
 
 
-class KeysFileError(ServiceError):
+class KeysFileError(SettingsError):
     """The keys file cannot be read, or is not valid."""
 
 

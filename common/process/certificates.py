@@ -6,11 +6,12 @@ import logging
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from cryptography import x509
 
 from common.errors import SettingsError
+from common.settings import IngressSettings
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,12 @@ class ServerTlsFiles:
     certificate: Path
     key: Path
     client_authority: Path | None = None
+
+    @classmethod
+    def of(cls, settings: IngressSettings) -> Self:
+        """Return the files that an ingress's settings name."""
+        authority = Path(settings.tls_client_ca) if settings.tls_client_ca else None
+        return cls(Path(settings.tls_cert), Path(settings.tls_key), authority)
 
     def contents(self) -> tuple[bytes, ...]:
         """Return the contents of the files. Raises OSError."""

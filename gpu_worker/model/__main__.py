@@ -19,7 +19,10 @@ _PROGRAM = f"{PROGRAM} model"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one of the three commands. Returns the exit status, which is 2 for a model that cannot be used."""
+    """Run one of the three commands.
+
+    Return the exit status: 2 for a model that cannot be used, 1 where a file cannot be written.
+    """
     parser = argparse.ArgumentParser(
         prog=_PROGRAM, description="Look into a model, export it, or fetch it beforehand."
     )
@@ -53,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = export(arguments.path, arguments.model_revision, arguments.output, arguments.dtype)
     except (ModelError, OSError) as error:
         complain(f"{_PROGRAM}: {error}")
-        return 2
+        return 2 if isinstance(error, ModelError) else 1
     sys.stdout.write(f"{text}\n")
     return 0
 

@@ -125,16 +125,19 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Run the bench.
 
-    Returns:
-        0 when every trial (with ``--search``: some trial) passed, 1 when one missed the
-        service level, 2 when nothing could be measured, or a file could not be written.
+    Return the exit status: 0 when every trial (with ``--search``: some trial) passed; 1 when one missed the
+    service level, nothing could be measured, or a file could not be read or written; 2 for a wrong command
+    line; 130 after Ctrl-C.
     """
     parser = _parser()
     given = parser.parse_args(argv)
     try:
         plan, counts = _plan(given)
         load_track(plan.recordings)  # an unreadable recording is reported before processes are started
-    except (ValueError, OSError, BadAudio) as error:
+    except BadAudio as error:
+        complain(f"{_PROGRAM}: {error}")
+        return 1
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     table = LiveTable(sys.stdout)
 
@@ -147,6 +150,9 @@ def main(argv: Sequence[str]) -> int:
         with fresh_server(given.start, asked.targets, given.start_timeout_s, asked.access):
             figures = run_trial(asked, redis=tuple(given.redis_url), backend=given.backend, show=table.second)
         table.end(figures)
+        if not figures.messages_sent:
+            where = ", ".join(map(str, asked.targets))
+            raise TrialError(f"no stream could be opened at {where}: {'; '.join(figures.failures)}")
         return figures
 
     command = shlex.join(["parakeet-server", "bench", *_without_key(argv)])
@@ -164,7 +170,7 @@ def main(argv: Sequence[str]) -> int:
             trials = [trial(streams, plan.duration_s, plan.ramp_s) for streams in counts]
     except (TrialError, ServerStartError) as error:
         complain(f"{_PROGRAM}: {error}")
-        return 2
+        return 1
     except KeyboardInterrupt:
         return 130
     sys.stdout.write("\n" + markdown(trials))
@@ -177,7 +183,7 @@ def main(argv: Sequence[str]) -> int:
             complain(f"{_PROGRAM}: no plot: install the extra 'bench' (matplotlib)")
     except OSError as error:
         complain(f"{_PROGRAM}: the figures cannot be written: {error.strerror}.")
-        return 2
+        return 1
     if given.search:
         return 0 if result.streams else 1
     return 0 if all(figures.passed for figures in trials) else 1

@@ -16,10 +16,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from common.addresses import host_and_port
+from common.auth.keys_file import read_keys_file
 from common.errors import ServiceError
 from common.process.backoff import Backoff
+from common.process.certificates import ServerTls, ServerTlsFiles
 from common.process.machine import Machine
 from common.process.stop_times import STOP_MARGIN_S
 from common.redis.grants import SERVE
@@ -136,6 +139,10 @@ class Supervisor:
             ("--status-port", ingress.status_port),
         ):
             check_port_free(ingress.host, port, flag)
+        if ingress.auth_keys_file:
+            read_keys_file(Path(ingress.auth_keys_file))
+        if ingress.tls_cert:
+            ServerTls(ServerTlsFiles.of(ingress))
         if ingress.redis_url:
             roster = Roster(ingress)
             try:

@@ -79,12 +79,12 @@ class Transcript:
 
 
 def check_output(path: str) -> None:
-    """Raise NoOutput if a file cannot be written, before any audio is sent."""
+    """Raise SettingsError if a file cannot be written, before any audio is sent."""
     folder = Path(path).parent
     if not folder.is_dir():
-        raise NoOutput(f"--output {path} cannot be written: there is no folder {folder}.")
+        raise SettingsError(f"--output {path} cannot be written: there is no folder {folder}.")
     if Path(path).is_dir():
-        raise NoOutput(f"--output {path} cannot be written: it is a folder.")
+        raise SettingsError(f"--output {path} cannot be written: it is a folder.")
 
 
 def write_output(path: str, text: str) -> None:

@@ -46,6 +46,21 @@ def test_a_wrong_value_is_said_with_its_flag(flags: list[str], sentence: str) ->
         refused(serve, SETTINGS, sentence)
 
 
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--auth-keys-file", "none.json"], "The keys file none.json cannot be read: No such file"),
+        (
+            ["--tls-cert", "none.pem", "--tls-key", "none.pem"],
+            "none.pem cannot be read: No such file",
+        ),
+    ],
+)
+def test_a_file_of_settings_that_is_missing_is_said(flags: list[str], sentence: str) -> None:
+    with ServeProcess(*flags) as serve:
+        refused(serve, SETTINGS, sentence)
+
+
 def test_settings_that_differ_from_the_running_cluster_are_said() -> None:
     with ServeProcess("--max-num-streams", "9") as running:
         running.wait_until_ready()

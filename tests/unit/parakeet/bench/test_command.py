@@ -7,6 +7,22 @@ import pytest
 from parakeet.bench.command import main
 
 
+@pytest.mark.parametrize("scheme", ["ws", "tcp"])
+def test_an_address_where_nobody_answers_is_a_failure(
+    capsys: pytest.CaptureFixture[str], free_port: int, scheme: str
+) -> None:
+    flags = ("--streams", "2", "--duration-s", "1", "--ramp-s", "0")
+    assert main([f"{scheme}://127.0.0.1:{free_port}", *flags]) == 1
+    captured = capsys.readouterr()
+    assert f"no stream could be opened at {scheme}://127.0.0.1:{free_port}" in captured.err
+    assert "p99.9" not in captured.out, "there is nothing to put into a table"
+
+
+def test_a_recording_that_cannot_be_read_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ws://127.0.0.1:9", "--recordings", "none.wav"]) == 1
+    assert "none.wav cannot be opened: No such file or directory" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -90,7 +90,7 @@ async def test_a_file_that_cannot_be_written_is_said_before_a_stream_is_taken(tm
     async with serving(ScriptedBackplane()) as harness:
         process = await _start(harness, "--output", str(tmp_path / "none" / "a"), str(RECORDING))
         _, err = await process.communicate()
-        assert process.returncode == 1
+        assert process.returncode == 2
         assert err.decode().count("\n") == 1
         assert "there is no folder" in err.decode()
         assert harness.backplane.links == []

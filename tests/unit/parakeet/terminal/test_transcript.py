@@ -68,7 +68,7 @@ def test_a_file_name_whose_ending_says_no_format_is_a_wrong_command_line(path: s
 
 def test_a_file_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none" / "a.txt"):
-        with pytest.raises(NoOutput, match=r"--output .* cannot be written"):
+        with pytest.raises(SettingsError, match=r"--output .* cannot be written"):
             check_output(str(path))
     check_output(str(tmp_path / "a.txt"))
     with pytest.raises(NoOutput, match="No space left on device"):
