@@ -50,6 +50,8 @@ _NICE: Final = 10
 _COPY_BYTES: Final = 32 << 10
 # Damaged packets that any input may have; a longer one may have more, as long as most of it is whole.
 _MAX_DAMAGED_PACKETS: Final = 100
+# Packets of FLAC may have 65,535 samples; one of media that lie could tell hours.
+_LONGEST_PACKET_S: Final = 10
 _DEMUXER_OPTIONS: Final = {"protocol_whitelist": "", "enable_drefs": "0"}
 # A client may be waiting for the first samples, so the library probes no further than the head. It still
 # reads 64 KiB of the samples of a WAV file that is not plain, in search of another codec.
@@ -213,11 +215,14 @@ def _media_frames(av: Any, stream: BinaryIO | _Pipe, demuxer: str, options: dict
 
 
 def _decoded(av: Any, packets: Iterable[Any], codec: Any) -> Iterator[Any]:
-    """Yield the frames of packets. A damaged packet loses its own samples alone.
+    """Yield the frames of packets. In place of a damaged packet there is silence, so that times stay right.
 
     Raises the library's error where most of the input is damaged: that is no media.
     """
     damaged = whole = 0
+    lost: list[Any] = []  # packets before the next frame, which says what silence is like
+    packet_samples = 0
+    template = None
     for packet in packets:
         try:
             frames = codec.decode(packet)
@@ -227,9 +232,35 @@ def _decoded(av: Any, packets: Iterable[Any], codec: Any) -> Iterator[Any]:
             damaged += 1
             if damaged > max(_MAX_DAMAGED_PACKETS, whole):
                 raise
+            lost.append(packet)
         else:
             whole += 1
+            if not frames:
+                continue
+            template, packet_samples = frames[0], sum(frame.samples for frame in frames)
+            yield from _silences(av, lost, template, packet_samples)
+            lost.clear()
             yield from frames
+    if template is not None:
+        yield from _silences(av, lost, template, packet_samples)
+
+
+def _silences(av: Any, packets: Iterable[Any], template: Any, packet_samples: int) -> Iterator[Any]:
+    """Yield a frame of silence, in the form of another frame, for each packet.
+
+    packet_samples: samples of a packet whose duration the container does not tell.
+    """
+    for packet in packets:
+        samples = packet_samples
+        if packet.duration and packet.time_base:
+            told = round(packet.duration * packet.time_base * template.sample_rate)
+            if told <= _LONGEST_PACKET_S * template.sample_rate:
+                samples = told
+        frame = av.AudioFrame(template.format.name, template.layout.name, samples)
+        frame.sample_rate = template.sample_rate
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        yield frame
 
 
 def _opus_frames(av: Any, source: BinaryIO, channels: int) -> Iterator[Any]:

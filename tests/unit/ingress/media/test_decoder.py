@@ -258,16 +258,16 @@ DAMAGED_OPUS = (
     ("num_packets", "every"), [(50, 25), (1_000, 5)], ids=["a few of a short input", "many of a long input"]
 )
 @pytest.mark.one_loop
-async def test_damaged_packets_of_opus_lose_their_own_samples_alone(
+async def test_damaged_packets_of_opus_become_silence(
     decoders: Decoders, num_packets: int, every: int
 ) -> None:
+    """What follows them would be early by the time that they took."""
     rate, pcm = read_pcm(RECORDING)
     packets = (opus_packets(pcm, rate) * num_packets)[:num_packets]
     packets[every // 2 :: every] = [DAMAGED_OPUS] * (num_packets // every)
     data = b"".join(struct.pack(">H", len(packet)) + packet for packet in packets)
     _, samples = await decode(decoders, MediaInput(RAW_OPUS), data)
-    whole = num_packets - num_packets // every
-    assert len(samples) / 2 / 48_000 == pytest.approx(0.02 * whole, abs=0.1)
+    assert len(samples) / 2 / 48_000 == pytest.approx(0.02 * num_packets, abs=0.015)
 
 
 @pytest.mark.one_loop
@@ -278,9 +278,18 @@ async def test_packets_of_opus_that_are_all_damaged_are_no_media(decoders: Decod
 
 
 @pytest.mark.one_loop
-async def test_damaged_packets_of_aac_lose_their_own_samples_alone(
-    decoders: Decoders, tmp_path: Path
-) -> None:
+async def test_a_damaged_beginning_counts_too(decoders: Decoders) -> None:
+    rate, pcm = read_pcm(RECORDING)
+    packets = [DAMAGED_OPUS] * 50 + opus_packets(pcm, rate)
+    data = b"".join(struct.pack(">H", len(packet)) + packet for packet in packets)
+    _, samples = await decode(decoders, MediaInput(RAW_OPUS), data)
+    second = 2 * 48_000
+    assert not any(samples[: second - 2_000])
+    assert len(samples) / second == pytest.approx(1 + len(pcm) / 2 / rate, abs=0.1)
+
+
+@pytest.mark.one_loop
+async def test_damaged_packets_of_aac_become_silence(decoders: Decoders, tmp_path: Path) -> None:
     """FFmpeg's decoder of AAC has several errors for damage; all but one ended the whole recording."""
     rate, pcm = read_pcm(RECORDING)
     data = bytearray(encode(pcm, rate, "aac", tmp_path).read_bytes())
@@ -292,7 +301,25 @@ async def test_damaged_packets_of_aac_lose_their_own_samples_alone(
         at += size
         number += 1
     _, samples = await decode(decoders, MediaInput("aac"), bytes(data))
-    assert len(samples) == pytest.approx(0.9 * len(pcm), rel=0.1)
+    assert len(samples) == 2 * 1024 * number
+
+
+@pytest.mark.one_loop
+async def test_damaged_packets_of_a_container_become_silence(decoders: Decoders, tmp_path: Path) -> None:
+    """It tells the duration of each packet, which a decoder might not."""
+    rate, pcm = read_pcm(RECORDING)
+    data = bytearray(encode(pcm, rate, "m4a", tmp_path).read_bytes())
+    path = tmp_path / "damaged.m4a"
+    path.write_bytes(data)
+    _, whole = await decode(decoders, MediaInput("mov", path))
+    with av.open(str(path)) as container:
+        packets: list[Any] = [packet for packet in container.demux(audio=0) if packet.size]
+    for packet in packets[10::10]:
+        data[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    path.write_bytes(data)
+    _, samples = await decode(decoders, MediaInput("mov", path))
+    assert len(samples) == pytest.approx(len(whole), abs=2 * 1024), "within one packet"
+    assert loudness(samples) == pytest.approx(loudness(whole), rel=0.2), "the rest is in its place"
 
 
 @pytest.mark.one_loop
