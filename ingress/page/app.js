@@ -160,7 +160,8 @@ function onResult(result) {
 // lost: the reason, or undefined where the stream goes on.
 function onConnection(lost) {
   if (failed) return;
-  note(stream.secondsSent, lost ? `connection lost: ${lost.message}` : "connected again");
+  const reason = lost && lost.code !== "connection_lost" ? `: ${lost.message}` : "";
+  note(stream.secondsSent, lost ? `connection lost${reason}` : "connected again");
   if (lost) say("error", "The connection was lost. What is said is kept; trying again");
   else say(...activity);
 }
@@ -192,7 +193,7 @@ function act(...said) {
 
 function fail(text) {
   failed = true;
-  say("error", text);
+  say("error", text[0].toUpperCase() + text.slice(1));
 }
 
 function busy() {

@@ -422,6 +422,8 @@ class Stream:
             await channel.close()
         if not self._audio.keep:
             raise cause
+        about = {"stream_id": self.stream_id}
+        logger.warning("%s Trying again for %g s.", cause, self._timeouts.resume_s, extra=about)
         failure: ClientError = cause
         self._outage.lost((self._last_seq, self._audio.decoded))
         while await self._outage.pause():
@@ -440,6 +442,7 @@ class Stream:
                 self._channel = channel
                 self._heard_at = self._progress_at = asyncio.get_running_loop().time()
                 self.num_resumptions += 1
+                logger.info("the stream goes on at %s", url, extra=about)
                 self._work.set()
                 return
         told = f"The stream was not resumed within {self._timeouts.resume_s:g} s: {failure}"
