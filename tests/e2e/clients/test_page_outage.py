@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from tests.chromium import PROGRAM, Chromium
+from tests.e2e.clients.test_page import RECORDING, TEXT, transcript
 from tests.e2e.serve_process import ServeProcess
-from tests.e2e.test_page import RECORDING, TEXT, transcript
 from tests.ports import HOST
 from tests.waiting import wait_until
 
