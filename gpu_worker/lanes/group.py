@@ -29,6 +29,7 @@ from common.process.stop_times import HAND_OVER_S, STOP_MARGIN_S
 from common.settings import WorkerSettings, child_argv, child_environment, lane_ids
 from gpu_worker.backend import make_backend
 from gpu_worker.engine.steps import RingMemory, Steps
+from gpu_worker.hang import HangWatch
 from gpu_worker.lanes.bell import Bell
 from gpu_worker.lanes.facts import LaneFacts
 from gpu_worker.lanes.monitor import lane_port
@@ -79,6 +80,7 @@ class Group:
         steps = self._backend.engine.steps
         self._bell = Bell.create()
         self._server = StepServer(steps, self._bell)
+        self._watch = HangWatch(_LOOK_S, settings.step_timeout_ms / 1000)
         self._steps_thread = threading.Thread(target=self._run_steps, name="steps", daemon=True)
         self._events: queue.SimpleQueue[_Ended | int] = queue.SimpleQueue()
         self._num_signals = 0
@@ -167,7 +169,7 @@ class Group:
     def _look(self, deadline: float | None) -> int | None:
         """Start due lanes, and handle one event; return the exit status at the end, else None."""
         now = time.monotonic()
-        if self.hangs:
+        if self._watch.hangs(self._server.busy_s):
             logger.critical("the device has hung for %.1f s, giving up", self._server.busy_s)
             return EXIT_HUNG
         if self._num_signals:
@@ -186,6 +188,7 @@ class Group:
                     self._start(lane)
         for lane in self._lanes:
             self._kill_overdue(lane, now)
+        self._watch.rests()
         try:
             event = self._events.get(timeout=_LOOK_S)
         except queue.Empty:

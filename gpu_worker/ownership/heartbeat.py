@@ -23,6 +23,7 @@ from common.presence.status import StageReport, WorkerReport
 from common.redis.clients import REDIS_ERROR
 from common.redis.outages import OUTAGES
 from gpu_worker.engine.interface import EngineStats, StageStats
+from gpu_worker.hang import HangWatch
 from gpu_worker.part import Part
 
 logger = logging.getLogger(__name__)
@@ -150,7 +151,7 @@ class Heartbeat(Part):
         self._held_until = 0.0
         self._metrics = metrics
         self._period_s = min(lease_s / 4, _MAX_BEAT_S)
-        self._step_timeout_s = step_timeout_s
+        self._watch = HangWatch(self._period_s, step_timeout_s)
         self._busy_s = busy_s
         self._report = report
         self._agree = agree
@@ -159,7 +160,6 @@ class Heartbeat(Part):
         self._on_replaced = on_replaced
         self._on_lapsed = on_lapsed
         self._on_hung = on_hung
-        self._last_beat = time.monotonic()
 
     def start(self) -> None:
         """Take the worker's name with the first heartbeat, then start the thread.
@@ -168,7 +168,7 @@ class Heartbeat(Part):
         """
         self._write(takes=True)
         self._renew()
-        self._last_beat = time.monotonic()
+        self._watch.rests()
         super().start()
 
     def holds_lease(self, now: float) -> bool:
@@ -184,14 +184,11 @@ class Heartbeat(Part):
     def _run(self) -> None:
         while not self._stop.wait(self._period_s):
             self._beat()
+            self._watch.rests()
 
     def _beat(self) -> None:
-        now = time.monotonic()
-        frozen_s = now - self._last_beat - self._period_s
-        self._last_beat = now
         busy_s = self._busy_s()
-        # A process that was suspended as a whole finds an old turn too; that is no hang of the engine.
-        if busy_s > self._step_timeout_s and frozen_s < self._period_s:
+        if self._watch.hangs(busy_s):
             self._on_hung(busy_s)
             return
         try:

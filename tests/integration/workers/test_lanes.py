@@ -213,6 +213,31 @@ async def test_a_device_that_hangs_ends_its_group(redis_url: str, tmp_path: Path
             assert [stream.text for stream in streams] == [expected_text(pcm)] * 2
 
 
+async def test_a_group_that_was_suspended_in_the_midst_of_a_step_goes_on(
+    redis_url: str, tmp_path: Path
+) -> None:
+    """With its lanes, as a paused container is: for longer than a step may take."""
+    pcm = noise(4.0)
+    flags = {"null_step_ms": 600, "step_timeout_ms": 1_500}
+    with GroupProcess(redis_url, "g1", tmp_path / "g1.log", **flags) as group:
+        async with ingress_side(redis_url) as ingress:
+            await asyncio.to_thread(group.ready, raw_client(redis_url))
+            streams = await halfway(ingress, pcm, count=2)
+            for stream in streams:
+                stream.append(pcm[len(pcm) // 2 : len(pcm) // 2 + 5_120])
+            pids = [*group.lane_pids.values(), group.pid]
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(2.5)  # what is tested
+            for pid in reversed(pids):
+                os.kill(pid, signal.SIGCONT)
+            for stream in streams:
+                stream.append(pcm[len(pcm) // 2 + 5_120 :], final=True)
+            await ingress.ended(*streams)
+            assert [stream.text for stream in streams] == [expected_text(pcm)] * 2
+            assert [*group.lane_pids.values(), group.pid] == pids
+
+
 async def test_a_group_that_is_told_to_stop_lets_its_streams_end(redis_url: str, group: GroupProcess) -> None:
     pcm = noise(4.0)
     async with ingress_side(redis_url) as ingress:
