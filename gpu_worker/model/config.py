@@ -9,7 +9,7 @@ ignored.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,18 +88,14 @@ class PromptConfig:
         return min(self.languages, key=lambda item: item[1])[0] if self.languages else None
 
 
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """The settings of a checkpoint that the forward pass and the engine use.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderConfig:
+    """The settings of a checkpoint's encoder.
 
     `att_contexts` lists (left, right) attention contexts in encoder frames that the checkpoint was
-    trained with; a chunk is right + 1 encoder frames.  `vocab_size` does not count the blank, whose
-    id is `blank_id` = `vocab_size`.  `eou_id`, `eob_id` are the ids of ``<EOU>`` and ``<EOB>``.
+    trained with; a chunk is right + 1 encoder frames.
     """
 
-    model_class: str
-    sample_rate: int
-    mel: MelConfig
     d_model: int
     num_layers: int
     num_heads: int
@@ -111,16 +107,32 @@ class ModelConfig:
     xscaling: bool
     untie_biases: bool
     att_contexts: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig(EncoderConfig):
+    """The settings of a checkpoint that the forward pass and the engine use.
+
+    `vocab_size` does not count the blank.  `eou_id`, `eob_id` are the ids of ``<EOU>`` and ``<EOB>``.
+    """
+
+    model_class: str
+    sample_rate: int
+    mel: MelConfig
     default_context: tuple[int, int]
     pred_hidden: int
     pred_layers: int
     joint_hidden: int
     vocab_size: int
-    blank_id: int
     eou_id: int | None
     eob_id: int | None
     max_symbols: int
     prompt: PromptConfig | None = None
+
+    @property
+    def blank_id(self) -> int:
+        """Id of the blank, behind the vocabulary."""
+        return self.vocab_size
 
     @property
     def head_dim(self) -> int:
@@ -213,33 +225,21 @@ def parse_model_config(values: Mapping[str, Any]) -> ModelConfig:
     if sample_rate != 16000:
         raise root.unsupported("sample_rate", sample_rate, "16000")
     mel = _mel(root.section("preprocessor"), sample_rate)
-    encoder = _Encoder.read(root.section("encoder"), mel)
+    encoder = _encoder(root.section("encoder"), mel)
     pred_hidden, pred_layers, vocab_size = _decoder(root.section("decoder"))
     joint = root.section("joint")
     joint_hidden = _joint(joint, encoder.d_model, pred_hidden, vocab_size)
     vocabulary = _vocabulary(joint, vocab_size)
-    contexts = encoder.contexts
     return ModelConfig(
+        **asdict(encoder),
         model_class=model_class,
         sample_rate=sample_rate,
         mel=mel,
-        d_model=encoder.d_model,
-        num_layers=encoder.num_layers,
-        num_heads=encoder.num_heads,
-        ff_dim=encoder.ff_dim,
-        conv_kernel=encoder.conv_kernel,
-        subsampling_channels=encoder.subsampling_channels,
-        subsampling_factor=encoder.subsampling_factor,
-        use_bias=encoder.use_bias,
-        xscaling=encoder.xscaling,
-        untie_biases=encoder.untie_biases,
-        att_contexts=contexts,
-        default_context=_default_context(root, contexts),
+        default_context=_default_context(root, encoder.att_contexts),
         pred_hidden=pred_hidden,
         pred_layers=pred_layers,
         joint_hidden=joint_hidden,
         vocab_size=vocab_size,
-        blank_id=vocab_size,
         eou_id=vocabulary.get("<EOU>"),
         eob_id=vocabulary.get("<EOB>"),
         max_symbols=_max_symbols(root),
@@ -291,57 +291,42 @@ def _mel(section: Section, sample_rate: int) -> MelConfig:
     return mel
 
 
-@dataclass(frozen=True, slots=True)
-class _Encoder:
-    d_model: int
-    num_layers: int
-    num_heads: int
-    ff_dim: int
-    conv_kernel: int
-    subsampling_channels: int
-    subsampling_factor: int
-    use_bias: bool
-    xscaling: bool
-    untie_biases: bool
-    contexts: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def read(cls, section: Section, mel: MelConfig) -> _Encoder:
-        section.expect("_target_", ("ConformerEncoder",), default="", last_part=True)
-        section.expect("subsampling", ("dw_striding",), default="striding")
-        section.expect("subsampling_factor", (8,), default=4)
-        section.expect("causal_downsampling", (True,), default=False)
-        section.expect("reduction", (None,), default=None)
-        section.expect("self_attention_model", ("rel_pos",), default="rel_pos")
-        section.expect("att_context_style", ("chunked_limited",), default="regular")
-        section.expect("conv_norm_type", ("layer_norm",), default="batch_norm")
-        section.expect("conv_context_style", ("regular",), default="regular")
-        section.expect("global_tokens", (0,), default=0)
-        section.expect("att_chunk_context_size", (None,), default=None)
-        section.expect("feat_in", (mel.n_mels,), default=mel.n_mels)
-        d_model = section.positive("d_model")
-        num_heads = section.positive("n_heads", default=4)
-        if d_model % num_heads:
-            raise section.unsupported("n_heads", num_heads, f"a divisor of d_model {d_model}")
-        section.expect("feat_out", (-1, d_model, None), default=-1)
-        conv_kernel = section.positive("conv_kernel_size", default=31)
-        section.expect("conv_context_size", ("causal", [conv_kernel - 1, 0]), default=None)
-        channels = section.integer("subsampling_conv_channels", default=-1)
-        encoder = cls(
-            d_model=d_model,
-            num_layers=section.positive("n_layers"),
-            num_heads=num_heads,
-            ff_dim=d_model * section.positive("ff_expansion_factor", default=4),
-            conv_kernel=conv_kernel,
-            subsampling_channels=d_model if channels == -1 else channels,
-            subsampling_factor=section.positive("subsampling_factor", default=4),
-            use_bias=section.boolean("use_bias", default=True),
-            xscaling=section.boolean("xscaling", default=True),
-            untie_biases=section.boolean("untie_biases", default=True),
-            contexts=_contexts(section),
-        )
-        section.refuse_unknown(_ENCODER_IGNORED)
-        return encoder
+def _encoder(section: Section, mel: MelConfig) -> EncoderConfig:
+    section.expect("_target_", ("ConformerEncoder",), default="", last_part=True)
+    section.expect("subsampling", ("dw_striding",), default="striding")
+    section.expect("subsampling_factor", (8,), default=4)
+    section.expect("causal_downsampling", (True,), default=False)
+    section.expect("reduction", (None,), default=None)
+    section.expect("self_attention_model", ("rel_pos",), default="rel_pos")
+    section.expect("att_context_style", ("chunked_limited",), default="regular")
+    section.expect("conv_norm_type", ("layer_norm",), default="batch_norm")
+    section.expect("conv_context_style", ("regular",), default="regular")
+    section.expect("global_tokens", (0,), default=0)
+    section.expect("att_chunk_context_size", (None,), default=None)
+    section.expect("feat_in", (mel.n_mels,), default=mel.n_mels)
+    d_model = section.positive("d_model")
+    num_heads = section.positive("n_heads", default=4)
+    if d_model % num_heads:
+        raise section.unsupported("n_heads", num_heads, f"a divisor of d_model {d_model}")
+    section.expect("feat_out", (-1, d_model, None), default=-1)
+    conv_kernel = section.positive("conv_kernel_size", default=31)
+    section.expect("conv_context_size", ("causal", [conv_kernel - 1, 0]), default=None)
+    channels = section.integer("subsampling_conv_channels", default=-1)
+    encoder = EncoderConfig(
+        d_model=d_model,
+        num_layers=section.positive("n_layers"),
+        num_heads=num_heads,
+        ff_dim=d_model * section.positive("ff_expansion_factor", default=4),
+        conv_kernel=conv_kernel,
+        subsampling_channels=d_model if channels == -1 else channels,
+        subsampling_factor=section.positive("subsampling_factor", default=4),
+        use_bias=section.boolean("use_bias", default=True),
+        xscaling=section.boolean("xscaling", default=True),
+        untie_biases=section.boolean("untie_biases", default=True),
+        att_contexts=_contexts(section),
+    )
+    section.refuse_unknown(_ENCODER_IGNORED)
+    return encoder
 
 
 def _contexts(section: Section) -> tuple[tuple[int, int], ...]:
