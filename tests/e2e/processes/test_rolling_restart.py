@@ -24,7 +24,7 @@ from tests.service_process import ROOT, ServiceProcess
 from tests.worker_process import WorkerProcess
 
 RECORDING: Final = ROOT / "parakeet" / "recordings" / "sense_and_sensibility_01_austen_64kb-0880.wav"
-_NUM_STREAMS: Final = 20
+_NUM_STREAMS: Final = 10
 _WORKER: Final[dict[str, Any]] = {
     "backend": "native",
     "model_size": "tiny",

@@ -100,7 +100,7 @@ async def test_extreme_audio_ends_no_process_and_no_neighbour() -> None:
 @pytest.mark.slow
 async def test_long_silence_is_decoded_to_the_last_sample() -> None:
     """As fast as the model takes it: the state of a stream without words neither drifts nor grows."""
-    num_samples = 4 * 60 * RATE
+    num_samples = 2 * 60 * RATE
     async with service() as url:
         results = await say(url, bytes(2 * num_samples), Encoding.PCM16)
         assert whole(results, num_samples)
