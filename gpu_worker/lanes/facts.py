@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from common.presence.served_model import ServedModel
+from common.settings import WorkerSettings
 from gpu_worker.backend import Backend
 from gpu_worker.capacity import Capacity
 from gpu_worker.engine.slots.clock import ChunkClock
@@ -88,3 +89,8 @@ class LaneFacts:
     def make_vocabulary(self) -> Letters | Tokenizer:
         """Return the vocabulary of the model."""
         return Letters() if self.vocabulary is None else Tokenizer(self.vocabulary)
+
+
+def lane_port(settings: WorkerSettings, lane: int) -> int:
+    """Return the metrics port of a lane; 0 where there is none."""
+    return settings.metrics_port + 1 + lane if settings.metrics_port else 0

@@ -31,8 +31,7 @@ from gpu_worker.backend import make_backend
 from gpu_worker.engine.steps import RingMemory, Steps
 from gpu_worker.hang import HangWatch
 from gpu_worker.lanes.bell import Bell
-from gpu_worker.lanes.facts import LaneFacts
-from gpu_worker.lanes.monitor import lane_port
+from gpu_worker.lanes.facts import LaneFacts, lane_port
 from gpu_worker.lanes.port import LanePort, Share
 from gpu_worker.lanes.segment import FlightSizes, LaneArea, SharedMemory
 from gpu_worker.lanes.server import StepServer

@@ -21,6 +21,7 @@ from common.monitoring.health import HealthChecks
 from common.monitoring.http_server import MonitoringServer
 from common.monitoring.metrics import GroupMetrics
 from common.settings import WorkerSettings
+from gpu_worker.lanes.facts import lane_port
 from gpu_worker.monitor import cuda_memory
 
 if TYPE_CHECKING:
@@ -106,11 +107,6 @@ class GroupMonitor:
         if "torch" in sys.modules:
             metrics.cuda_memory_bytes = cuda_memory()
         return metrics
-
-
-def lane_port(settings: WorkerSettings, lane: int) -> int:
-    """Return the metrics port of a lane; 0 where there is none."""
-    return settings.metrics_port + 1 + lane if settings.metrics_port else 0
 
 
 def _reasons(url: str) -> list[str]:

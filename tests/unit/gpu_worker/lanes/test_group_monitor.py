@@ -16,7 +16,8 @@ from common.monitoring.health import HealthChecks
 from common.monitoring.http_server import MonitoringServer
 from common.monitoring.metrics import GroupMetrics
 from common.settings import parse
-from gpu_worker.lanes.monitor import GroupMonitor, lane_port
+from gpu_worker.lanes.facts import lane_port
+from gpu_worker.lanes.monitor import GroupMonitor
 from tests.ports import ports_in_a_row
 
 
