@@ -26,7 +26,7 @@ from ingress.media.wanted import MediaWanted
 MAX_QUERY_FIELDS: Final = 1000
 MAX_CHANNELS: Final = 8
 
-REFUSED: Final = ("redact", "callback", "callback_method")
+REFUSED: Final = ("redact", "callback", "callback_method")  # unless it is turned off: "false"
 """Parameters that cannot be ignored: a client relies on masked text, or on results that go elsewhere, and
 would not notice that this server has neither."""
 
@@ -98,9 +98,6 @@ class _Fields:
         except ValueError:
             raise ValueError(f"The query has more than {MAX_QUERY_FIELDS} fields.") from None
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._fields
-
     def text(self, name: str) -> str | None:
         """Return the last value of a field; None where it is missing or empty."""
         return self._fields[name][-1] or None if name in self._fields else None
@@ -128,7 +125,7 @@ class _Fields:
 
 def _parse(fields: _Fields, request_id: str, languages: Languages, *, recording: bool) -> ListenQuery:
     for name in REFUSED:
-        if name in fields:
+        if any(value.lower() != "false" for value in fields.texts(name)):
             raise ValueError(f"This server has no '{name}'.")
     channels = fields.number("channels", 1, MAX_CHANNELS) or 1
     multichannel = fields.flag("multichannel")

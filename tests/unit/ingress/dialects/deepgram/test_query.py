@@ -52,6 +52,11 @@ def test_compressed_audio(text: str, media: MediaWanted) -> None:
     assert (query.media, query.options.sample_rate) == (media, None)
 
 
+@pytest.mark.parametrize("stated", ["redact=false", "redact=", "callback=", "redact=False&callback=false"])
+def test_what_is_refused_may_be_turned_off(stated: str) -> None:
+    assert parse_listen_query(f"{_RAW}&{stated}").encoding is Encoding.PCM16
+
+
 @pytest.mark.parametrize(("multichannel", "num_streams"), [("true", 3), ("false", 1)])
 def test_channels_are_streams_or_are_mixed(multichannel: str, num_streams: int) -> None:
     query = parse_listen_query(f"{_RAW}&channels=3&multichannel={multichannel}")
@@ -170,6 +175,7 @@ def test_intensifiers_are_mapped_as_the_table_of_the_documents_says() -> None:
         (f"{_RAW}&endpointing=soon", "endpointing"),
         (f"{_RAW}&utterance_end_ms=x", "utterance_end_ms"),
         (f"{_RAW}&redact=pci", "redact"),
+        (f"{_RAW}&redact=pci&redact=false", "redact"),
         (f"{_RAW}&callback=http://a", "callback"),
         (f"{_RAW}&keyterm=%00", "'keyterm' takes phrases"),
         (f"{_RAW}&keywords=%00", "'keywords' takes phrases"),
