@@ -34,6 +34,9 @@ _SETTLE_S: Final = 10.0
 _LOOK_S: Final = 0.01
 # A child starts within half a second, but a container may need more of its audio before the first sample.
 _BEGIN_S: Final = 5.0
+# Messages that may come before the first sample, whose rate they wait for.
+_MAX_EARLY: Final = 100
+_OPUS_RATE: Final = 48_000
 
 
 class MediaSink(Protocol):
@@ -66,9 +69,11 @@ class MediaInlet:
     __slots__ = (
         "_decoder",
         "_decoders",
+        "_early",
         "_head",
         "_holds_place",
         "_items",
+        "_knows_rate",
         "_news",
         "_reader",
         "_sink",
@@ -86,6 +91,11 @@ class MediaInlet:
         self._hold_place()
         self._items: deque[tuple[Media | ClientMessage, int]] = deque()  # each with the bytes that it counts
         self._waiting_bytes = 0
+        # Messages before the rate of the samples is known: a stream that they begin would have another one.
+        self._early: deque[ClientMessage] = deque()
+        self._knows_rate = wanted.packets
+        if wanted.packets:
+            sink.decodes_at(_OPUS_RATE)
         self._head = b""  # first bytes of a container that is not recognised yet
         self._decoder: Decoder | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -170,13 +180,36 @@ class MediaInlet:
                 await self._feed(item.data)
             elif isinstance(item, Close):
                 await self._end()
-                self._sink.received_decoded(item)
+                self._early.append(item)
+                await self._tell_early()
                 return
             else:
                 await self._settle()
-                self._sink.received_decoded(item)
+                self._tell(item)
             self._items.popleft()
             self._let_in(cost)
+
+    def _tell(self, message: ClientMessage) -> None:
+        """Hand a message on, now or with the first samples. Raises ClientFault where too many wait."""
+        if self._knows_rate and not self._early:
+            self._sink.received_decoded(message)
+            return
+        if len(self._early) >= _MAX_EARLY:
+            raise ClientFault(
+                ErrorCode.TOO_MUCH_AUDIO, f"More than {_MAX_EARLY} messages wait for audio: send audio first."
+            )
+        self._early.append(message)
+
+    async def _tell_early(self) -> None:
+        while self._early:
+            await self._until_taken()
+            self._sink.received_decoded(self._early.popleft())
+
+    async def _until_taken(self) -> None:
+        """Wait until the sink takes audio, and messages as well: it may wait for its streams."""
+        while not self._sink.takes_audio:
+            self._spoke_at = None  # samples would go on coming
+            await self._wait()
 
     def _let_in(self, num_bytes: int) -> None:
         """Subtract bytes that wait no more; the client may be read again."""
@@ -244,6 +277,8 @@ class MediaInlet:
         if audio.channels != channels:
             raise MediaError(f"The media has {audio.channels} channels, and the query says {channels}.")
         self._sink.decodes_at(audio.rate)
+        self._knows_rate = True
+        await self._tell_early()
         frame_bytes = 2 * channels
         rest = b""
         self._spoke_at = loop.time()
@@ -253,9 +288,7 @@ class MediaInlet:
                 data = rest + block
                 whole = len(data) - len(data) % frame_bytes
                 rest = data[whole:]
-                while not self._sink.takes_audio:
-                    self._spoke_at = None  # it would go on
-                    await self._wait()
+                await self._until_taken()
                 self._sink.received_decoded(Audio(data[:whole]))
                 self._spoke_at = loop.time()
                 self._news.set()

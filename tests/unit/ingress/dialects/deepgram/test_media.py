@@ -188,6 +188,56 @@ async def test_an_end_before_all_audio_is_an_end_in_order() -> None:
         assert (await heard(client))[-1]["type"] == "Metadata"
 
 
+@pytest.mark.parametrize("audio_comes", [True, False])
+async def test_messages_before_the_first_sample_begin_no_stream_of_another_rate(audio_comes: bool) -> None:
+    backplane = ScriptedBackplane()
+    async with decoding(backplane) as (harness, _), connect(url(harness, "")) as client:
+        await client.send('{"type":"Configure","keyterms":["Zyrtec"]}')
+        await client.send('{"type":"Finalize"}')
+        if audio_comes:
+            await client.send(_wav(bytes(24_000), 1, 48_000))
+        await client.send('{"type":"CloseStream"}')
+        await _finish(backplane)
+        link = backplane.link
+        assert link.options is not None
+        assert link.options.sample_rate == (48_000 if audio_comes else None)
+        assert link.log[:3] == ["begin", "phrases Zyrtec", "finalize"]
+        assert (link.log[-1], link.samples) == ("release", 12_000 if audio_comes else 0)
+        assert (await heard(client))[-1]["type"] == "Metadata"
+
+
+async def test_messages_that_begin_a_slot_anew_are_taken_in_order() -> None:
+    backplane = ScriptedBackplane()
+    async with decoding(backplane, begin_timeout_s=0.1) as (harness, _), connect(url(harness, "")) as client:
+        await wait_until(lambda: backplane.link.log == ["abandon"])
+        for _ in range(2):
+            await client.send('{"type":"Finalize"}')
+        await client.send('{"type":"CloseStream"}')
+        await _finish(backplane)
+        assert backplane.link.log == ["begin", "finalize", "finalize", "final", "release"]
+
+
+async def test_packets_have_one_rate_so_messages_need_not_wait_for_them() -> None:
+    backplane = ScriptedBackplane()
+    async with decoding(backplane) as (harness, _), connect(url(harness, _OPUS)) as client:
+        await client.send('{"type":"Finalize"}')
+        await wait_until(lambda: backplane.link.log == ["begin", "finalize"])
+        assert backplane.link.options is not None
+        assert backplane.link.options.sample_rate == 48_000
+        await client.send('{"type":"CloseStream"}')
+        await _finish(backplane)
+
+
+async def test_messages_before_the_first_sample_are_bounded() -> None:
+    backplane = ScriptedBackplane()
+    async with decoding(backplane) as (harness, _), connect(url(harness, "")) as client:
+        for _ in range(101):
+            await client.send('{"type":"Finalize"}')
+        (error,) = await heard(client)
+        assert (error["type"], error["variant"], client.close_code) == ("Error", "too_much_audio", 1008)
+        assert backplane.link.log == ["abandon"]
+
+
 async def test_with_every_decoder_taken_a_request_is_refused() -> None:
     backplane = ScriptedBackplane()
     async with decoding(backplane) as (harness, decoders):
