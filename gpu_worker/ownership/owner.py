@@ -15,7 +15,7 @@ from common.redis.clients import REDIS_ERROR, RedisServers, is_passing
 from common.redis.outages import OUTAGES
 from common.streams.claims import Claims, OwnedStream, Refused, Stored, Suspect
 from gpu_worker.ownership.quarantine import Quarantine
-from gpu_worker.pipeline.engine_events import Drop, EventSink, Fail, Failed
+from gpu_worker.pipeline.engine_events import Drop, EventSink, Fail, Failed, worker_failed
 from gpu_worker.pipeline.engine_thread import EngineThread
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
 from gpu_worker.pipeline.intake import Intake
@@ -98,7 +98,8 @@ class Owner:
                     if isinstance(opening, Suspect):
                         with self._counting:
                             self._metrics.suspects += 1
-                        self._quarantine.isolate(opening.entry)
+                        if not self._quarantine.isolate(opening.entry):
+                            left -= self._end_suspect(opening.entry)
                     elif isinstance(opening, Refused):
                         self._not_opened(opening)
                 # Snapshots of streams of one model have about the same size.
@@ -133,6 +134,15 @@ class Owner:
         with self._counting:
             self._metrics.claims["new" if new else "takeover"] += 1
         self.intake_of(owned).take_in(flow, stored.snapshot if stored is not None else None)
+
+    def _end_suspect(self, entry: AssignmentEntry) -> int:
+        """End a suspect that no process can run; return how many slots that takes for a moment."""
+        (opening,) = self._claims.open([entry], together=1)
+        if not isinstance(opening, OwnedStream):
+            return 0  # it has ended, or another worker has it by now
+        logger.error("a suspect is ended, nothing can run it", extra={"stream_id": opening.stream})
+        self._end(StreamFlow(opening), worker_failed())
+        return 1
 
     def _end(self, flow: StreamFlow, error: StreamError) -> None:
         """End a stream that is not opened."""

@@ -3,15 +3,20 @@
 The process is a worker that takes only the suspects that are assigned to it, a group at a time (suspects.py).
 It serves one suspect after another. If it dies, the next owners see this in the records, and run the group in
 smaller parts; a stream that alone ends POISONOUS_DEATHS of these processes is poison.
+
+A machine or device may have no room for the process. If it does not get as far as to serve, again and again,
+suspects are ended: they would wait for ever.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from typing import Final
 
@@ -28,6 +33,9 @@ logger = logging.getLogger(__name__)
 DEFAULT_MODULE: Final = "gpu_worker.quarantined"
 # Time for the process to load its model; after it other workers may take its streams.
 _START_MS: Final = 120_000
+# Starts in a row of which none leads to a process that serves; then suspects are ended for a while.
+MOST_FAILED_STARTS: Final = 8
+_GIVE_UP_S: Final = 60.0
 
 
 class Quarantine:
@@ -48,23 +56,36 @@ class Quarantine:
         self._process: subprocess.Popen[bytes] | None = None
         self._name = WorkerId("")
         self._count = 0
+        self._num_failed = 0
+        self._gives_up_until = -math.inf
         self._stopped = False
 
-    def isolate(self, entry: AssignmentEntry) -> None:
+    def isolate(self, entry: AssignmentEntry) -> bool:
         """Assign a suspect to the process; the sweep offers a suspect that is not assigned again.
 
-        Raises the Redis client's errors.
+        Returns False where no process can be had: the caller ends the suspect. Raises the Redis client's
+        errors.
         """
         with self._lock:
             if self._stopped:
-                return
+                return True
             self._notice_end()
             if self._process is None:
+                if self._gives_up():
+                    return False
                 self._start()
             if self._process is None or self._claims.give([entry], self._name) != [True]:
-                return
+                return True
             logger.warning("suspect goes to quarantine: %s", self._name, extra={"stream_id": entry.stream})
             self._poke(self._process)
+            return True
+
+    def _gives_up(self) -> bool:
+        now = time.monotonic()
+        if self._num_failed >= MOST_FAILED_STARTS:
+            logger.error("no process for suspects has started in %d attempts", self._num_failed)
+            self._num_failed, self._gives_up_until = 0, now + _GIVE_UP_S
+        return now < self._gives_up_until
 
     def look(self) -> None:
         """Check whether the process has ended: other workers then take its streams at once.
@@ -122,6 +143,7 @@ class Quarantine:
             )
         except OSError:
             logger.exception("a quarantined process could not be started")
+            self._num_failed += 1
             lease.release()
 
     def _poke(self, process: subprocess.Popen[bytes]) -> None:
@@ -138,7 +160,9 @@ class Quarantine:
         status = self._process.returncode
         log = logger.info if status == 0 else logger.error
         log("quarantined process %s ended with status %d", self._name, status)
-        self._lease().release()
+        lease = self._lease()
+        self._num_failed = 0 if lease.is_reported() else self._num_failed + 1
+        lease.release()
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._process = None

@@ -14,7 +14,7 @@ from common.monitoring.metrics import WorkerMetrics
 from common.redis.clients import RedisServers
 from common.redis.keys import Keys
 from common.streams.assignments import Checkpoint
-from common.streams.claims import OwnedStream, Stored
+from common.streams.claims import OwnedStream, Stored, Suspect
 from gpu_worker.ownership.owner import Owner
 from gpu_worker.pipeline.engine_events import Command, Drop, Event, Failed
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
@@ -146,3 +146,42 @@ def test_a_stream_that_is_ended_at_its_opening_keeps_nothing_of_a_loss_that_was_
     assert (table.num_free, intakes[0].streams) == (3, [])
     owner.open(_entries(1), table.reserve(1))
     assert engine.put_in[1:] == [Drop(failed.flow)]
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_suspect_that_nothing_can_run_is_ended_and_keeps_no_slot(
+    monkeypatch: pytest.MonkeyPatch, runs: bool
+) -> None:
+    table, sink = StreamTable(4), _Commands()
+    claims = _Claims(0)
+    owner, _ = _owner(claims, table, _Commands(), sink)
+    isolated: list[AssignmentEntry] = []
+    monkeypatch.setattr(owner, "_quarantine", _Quarantine(isolated, runs))
+    monkeypatch.setattr(
+        claims,
+        "open",
+        lambda entries, together: [_owned(entries[0].stream) if together else Suspect(entries[0])],
+    )
+    owner.open(_entries(1), table.reserve(1))
+    assert isolated == _entries(1)
+    if runs:
+        assert (sink.put_in, table.num_free) == ([], 4)
+        return
+    (failed,) = sink.put_in
+    assert isinstance(failed, Failed)
+    assert failed.error.code is ErrorCode.WORKER_FAILED
+    assert table.num_free == 3
+    table.remove(failed.flow)
+    assert table.num_free == 4
+
+
+class _Quarantine:
+    """Stands for the processes of suspects."""
+
+    def __init__(self, isolated: list[AssignmentEntry], runs: bool) -> None:
+        self._isolated = isolated
+        self._runs = runs
+
+    def isolate(self, entry: AssignmentEntry) -> bool:
+        self._isolated.append(entry)
+        return self._runs
