@@ -5,13 +5,17 @@ tokens with an arc at a node before the root. So the kernel reads the root's sco
 the differences for each row and tree: V floats, of which the last, in the place of the blank, is the back-off
 weight. Only these few are written when a token is emitted.
 
+Only a row that emits a token needs scores. So the decoding kernel keeps the logits of rows with trees, and
+`best_token` adds the scores to them in the few iterations in which such a row emits: within the product, they
+would take registers in every iteration.
+
 A block of rows walks its trees together: each row goes from its node over the fail nodes to the root, where
 it waits for the others. The layout of a tree is in `gpu_worker.boosting.tree`; the results are those of
 `tree_scores` and `next_node` in `boosting_tree_reference`.
 
 Arguments of all functions: `words` and `floats` are the same array, which holds all trees. `base` [S, 2] are
 the positions of a slot's two trees, its own and the shared one; `node` [S, 2] are its states in them.
-`scores` [B, 2, V] are the differences from the root.
+`scores` [B, 2, V] are the differences from the root; `logits` [B, V] are those of the present iteration.
 """
 
 # mypy: disable-error-code="untyped-decorator"
@@ -126,44 +130,61 @@ def begin_scores(  # type: ignore[no-untyped-def]
     for which in range(2):
         base = tl.load(base_ptr + 2 * slot + which, mask=mask, other=-1)
         has_tree = base >= 0
-        row_ptrs = scores_ptr + (2 * row64 + which) * V
-        for first in range(0, V, BLOCK_V):
-            v = first + tl.arange(0, BLOCK_V)
-            cell_mask = has_tree[:, None] & (v < V)[None, :]
-            unset = tl.full((1, BLOCK_V), _UNSET, tl.float32)
-            tl.store(row_ptrs[:, None] + v[None, :], unset, mask=cell_mask)
-        node = tl.load(node_ptr + 2 * slot + which, mask=has_tree, other=0)
-        tl.debug_barrier()
-        _enter(words_ptr, floats_ptr, row_ptrs, base, node, has_tree, V, BLOCK_ARCS)
+        if tl.max(has_tree.to(tl.int32), axis=0) > 0:
+            row_ptrs = scores_ptr + (2 * row64 + which) * V
+            node = tl.load(node_ptr + 2 * slot + which, mask=has_tree, other=0)
+            for first in range(0, V, BLOCK_V):
+                v = first + tl.arange(0, BLOCK_V)
+                cell_mask = has_tree[:, None] & (v < V)[None, :]
+                unset = tl.full((1, BLOCK_V), _UNSET, tl.float32)
+                tl.store(row_ptrs[:, None] + v[None, :], unset, mask=cell_mask)
+            tl.debug_barrier()
+            _enter(words_ptr, floats_ptr, row_ptrs, base, node, has_tree, V, BLOCK_ARCS)
     tl.debug_barrier()
 
 
 @triton.jit
-def scores_of(  # type: ignore[no-untyped-def]
+def best_token(  # type: ignore[no-untyped-def]
     floats_ptr,
     base_ptr,
     scores_ptr,
+    logits_ptr,
     slot,
     row64,
     mask,
-    first,
     V: tl.constexpr,
+    BLANK: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    # Return the rows' scores of the symbols from `first` on, [B, BLOCK_V], 0 for rows without trees.
-    v = first + tl.arange(0, BLOCK_V)
-    total = tl.zeros((mask.shape[0], BLOCK_V), dtype=tl.float32)
-    # Offsets in 32 bits: pointers for every row would take the registers that the product needs.
-    row = (2 * V * row64).to(tl.int32)
-    for which in range(2):
-        base = tl.load(base_ptr + 2 * slot + which, mask=mask, other=-1)
-        has_tree = base >= 0
-        backoff = tl.load(scores_ptr + (row + (which * V + V - 1)), mask=has_tree, other=0.0)
-        cell_mask = has_tree[:, None] & (v < V - 1)[None, :]
-        differs = tl.load(scores_ptr + which * V + (row[:, None] + v[None, :]), mask=cell_mask, other=0.0)
-        roots = tl.load(floats_ptr + (base[:, None] + v[None, :]), mask=cell_mask, other=0.0)
-        total += tl.where(differs < _IS_SET, backoff[:, None] + roots, differs)
-    return total
+    # Return for each row the token whose logit and scores have the highest sum; the blank is left out.
+    best = tl.full((mask.shape[0],), -1e30, dtype=tl.float32)
+    token = tl.zeros((mask.shape[0],), dtype=tl.int32)
+    # Offsets in 32 bits take half the registers.
+    row = (V * row64).to(tl.int32)
+    own = tl.load(base_ptr + 2 * slot, mask=mask, other=-1)
+    everybodys = tl.load(base_ptr + 2 * slot + 1, mask=mask, other=-1)
+    own_backoff = tl.load(scores_ptr + (2 * row + (V - 1)), mask=own >= 0, other=0.0)
+    everybodys_backoff = tl.load(scores_ptr + (2 * row + (2 * V - 1)), mask=everybodys >= 0, other=0.0)
+    # Most servers have no phrases for all streams.
+    num_trees = 1 + tl.max((everybodys >= 0).to(tl.int32), axis=0)
+    for first in range(0, V, BLOCK_V):
+        v = first + tl.arange(0, BLOCK_V)
+        is_token = (v < BLANK)[None, :]
+        logits = tl.load(logits_ptr + (row[:, None] + v[None, :]), mask=mask[:, None] & is_token, other=-1e30)
+        scores = tl.zeros((mask.shape[0], BLOCK_V), dtype=tl.float32)
+        for which in range(num_trees):
+            base = tl.where(which == 0, own, everybodys)
+            backoff = tl.where(which == 0, own_backoff, everybodys_backoff)
+            cell_mask = (base >= 0)[:, None] & is_token
+            differs = tl.load(
+                scores_ptr + which * V + (2 * row[:, None] + v[None, :]), mask=cell_mask, other=0.0
+            )
+            roots = tl.load(floats_ptr + (base[:, None] + v[None, :]), mask=cell_mask, other=0.0)
+            scores += tl.where(differs < _IS_SET, backoff[:, None] + roots, differs)
+        tile_best, tile_token = tl.max(logits + scores, axis=1, return_indices=True)
+        token = tl.where(tile_best > best, first + tile_token, token)
+        best = tl.maximum(best, tile_best)
+    return token
 
 
 @triton.jit

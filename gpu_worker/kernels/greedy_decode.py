@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpu_worker.kernels.boosting_tree import advance_scores, begin_scores, is_boosted, scores_of
+from gpu_worker.kernels.boosting_tree import advance_scores, begin_scores, best_token, is_boosted
 from gpu_worker.kernels.reference.boosting_tree_reference import SlotTrees
 from gpu_worker.kernels.reference.greedy_decode_reference import TransducerWeights
 
@@ -76,6 +76,7 @@ def _decode_rows(  # type: ignore[no-untyped-def]
     base_ptr,
     node_ptr,
     scores_ptr,
+    logits_ptr,
     num_rows,
     num_slots,
     J: tl.constexpr,
@@ -106,6 +107,7 @@ def _decode_rows(  # type: ignore[no-untyped-def]
     low = hidden_ptr.dtype.element_ty
 
     if BOOSTED:
+        has_tree = is_boosted(base_ptr, slot, num_frames > 0)
         begin_scores(
             words_ptr,
             floats_ptr,
@@ -138,16 +140,9 @@ def _decode_rows(  # type: ignore[no-untyped-def]
         best = tl.full((BLOCK_B,), -1e30, dtype=tl.float32)
         total = tl.zeros((BLOCK_B,), dtype=tl.float32)
         symbol = tl.zeros((BLOCK_B,), dtype=tl.int32)
-        best_sum = best
-        token = symbol
         for first_symbol in range(0, V, BLOCK_V):
             v = first_symbol + tl.arange(0, BLOCK_V)
             v_mask = v < V
-            if BOOSTED:
-                # Loaded before the product, which takes longer than these loads.
-                scores = scores_of(
-                    floats_ptr, base_ptr, scores_ptr, slot, row64, active, first_symbol, V, BLOCK_V
-                )
             logits = _matmul_tile(
                 tl.zeros((BLOCK_B, BLOCK_V), dtype=tl.float32),
                 joint_ptr + row64 * J,
@@ -160,21 +155,26 @@ def _decode_rows(  # type: ignore[no-untyped-def]
             )
             logits += tl.load(out_bias_ptr + v, mask=v_mask, other=0.0).to(tl.float32)[None, :]
             logits = tl.where(v_mask[None, :], logits, -1e30)
+            if BOOSTED:
+                tl.store(
+                    logits_ptr + row64[:, None] * V + v[None, :],
+                    logits,
+                    mask=has_tree[:, None] & (v < BLANK)[None, :],
+                )
             tile_best, tile_symbol = tl.max(logits, axis=1, return_indices=True)
             higher = tl.maximum(best, tile_best)
             total = total * tl.exp(best - higher) + tl.sum(tl.exp(logits - higher[:, None]), axis=1)
             symbol = tl.where(tile_best > best, first_symbol + tile_symbol, symbol)
             best = higher
-            if BOOSTED:
-                sums = tl.where((v < BLANK)[None, :], logits + scores, -1e30)
-                tile_best, tile_symbol = tl.max(sums, axis=1, return_indices=True)
-                token = tl.where(tile_best > best_sum, first_symbol + tile_symbol, token)
-                best_sum = tl.maximum(best_sum, tile_best)
 
         if BOOSTED:
-            boosted = active & (symbol != BLANK) & is_boosted(base_ptr, slot, active)
-            symbol = tl.where(boosted, token, symbol)
+            boosted = active & (symbol != BLANK) & has_tree
             if tl.max(boosted.to(tl.int32), axis=0) > 0:
+                tl.debug_barrier()
+                token = best_token(
+                    floats_ptr, base_ptr, scores_ptr, logits_ptr, slot, row64, boosted, V, BLANK, BLOCK_COPY
+                )
+                symbol = tl.where(boosted, token, symbol)
                 advance_scores(
                     words_ptr,
                     floats_ptr,
@@ -321,6 +321,7 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
     base_ptr,
     node_ptr,
     scores_ptr,
+    logits_ptr,
     num_streams,
     num_rows,
     num_slots,
@@ -348,7 +349,8 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
     any_boosted = 0
     if BOOSTS:
         any_boosted = tl.max(is_boosted(base_ptr, slot, num_frames > 0).to(tl.int32), axis=0)
-    # Blocks without phrases have code of their own, because the code for phrases takes more registers.
+    # Blocks without phrases have code of their own: one code for both spills more registers, and made decoding
+    # without phrases an eighth slower (H200).
     for BOOSTED in tl.static_range(1 + BOOSTS):
         if any_boosted == BOOSTED:
             _decode_rows(
@@ -380,6 +382,7 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
                 base_ptr,
                 node_ptr,
                 scores_ptr,
+                logits_ptr,
                 num_rows,
                 num_slots,
                 J,
@@ -432,10 +435,11 @@ def greedy_decode(
     ends = (*weights.end_ids, -1, -1)
     if trees is None:
         # A kernel takes tensors only. Without phrases it is compiled without the code that reads these.
-        words, base, node, scores = slots_B, slots_B, slots_B, out
+        words, base, node, scores, logits = slots_B, slots_B, slots_B, out, out
     else:
         words, base, node = trees.words_W, trees.base_SM, trees.node_SM
         scores = torch.empty((num_streams, 2 * num_symbols), dtype=torch.float32, device=out.device)
+        logits = torch.empty((num_streams, num_symbols), dtype=torch.float32, device=out.device)
     _greedy_decode_kernel[(triton.cdiv(num_streams, block_b),)](
         encoded_BTJ,
         num_frames_B,
@@ -463,6 +467,7 @@ def greedy_decode(
         base,
         node,
         scores,
+        logits,
         num_streams,
         num_rows,
         num_slots,
