@@ -5,9 +5,9 @@ common/client_codec.py, common/server_codec.py and ingress/dialects/native.py en
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from common.hot_value import hot_value
 from common.options import StreamOptions
@@ -179,6 +179,22 @@ class Result:
     utterances: tuple[Utterance, ...] = ()
     text_from: int = 0
     from_finalize: bool = False
+
+    def until(self, end_s: float) -> Result:
+        """Return the result with no time after the end of the audio: the model's last frame goes on beyond.
+
+        end_s: seconds from the first sample of the stream.
+        """
+        words = None if self.words is None else tuple([_until(word, end_s) for word in self.words])
+        utterances = tuple([_until(utterance, end_s) for utterance in self.utterances])
+        return replace(self, words=words, utterances=utterances)
+
+
+_Timed = TypeVar("_Timed", Word, Utterance)
+
+
+def _until(timed: _Timed, end_s: float) -> _Timed:
+    return replace(timed, start_s=min(timed.start_s, end_s), end_s=min(timed.end_s, end_s))
 
 
 @dataclass(frozen=True, slots=True)

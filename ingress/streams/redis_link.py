@@ -30,6 +30,7 @@ _DEAF: Final = (State.ENDED, State.OVER, State.CLOSED)
 # Looking up a member of an enum costs a call in Python 3.11.
 _OWNER: Final = LineKind.OWNER
 _ACK: Final = LineKind.ACK
+_FINALIZED: Final = LineKind.FINALIZED
 _LAST: Final = (LineKind.FINAL, LineKind.ERROR)
 
 
@@ -383,7 +384,7 @@ class RedisLink:
                 last = decode_error(line)
                 self._ended(last.code.value)
             elif self._listener is not None:
-                last = decode_record(line, self._text)
+                last = self._of_all(decode_record(line, self._text))
                 self.account.final(self.heard_at, line.acked)
             else:
                 self._ended(FINAL)  # there is no listener to tell
@@ -391,6 +392,8 @@ class RedisLink:
             self._notify(Event.LAST_RESULT, last)
         elif self._listener is not None:
             result = decode_record(line, self._text)
+            if kind is _FINALIZED:
+                result = self._of_all(result)
             self._text = result.text
             if result.text and not self.account.has_text:
                 self.account.first_text(self.heard_at)
@@ -398,6 +401,10 @@ class RedisLink:
         return True
 
     # Internal
+
+    def _of_all(self, result: Result) -> Result:
+        """Return the result of all audio so far, with no time after that audio."""
+        return result.until(result.audio_ack_samples * 1000 // self.account.sample_rate / 1000)
 
     def _have(self, options: StreamOptions, traceparent: str) -> None:
         self.options = options

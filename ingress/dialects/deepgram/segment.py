@@ -64,7 +64,9 @@ class Segments:
             self.last_word_end_s = None
         if transcript != self._shown:
             self._shown = transcript
-            yield Segment(transcript, tuple(self._words), self._start_s, max(self._start_s, self.heard_s))
+            words = tuple(self._words)
+            end_s = max(self._start_s, self.heard_s, words[-1].end_s if words else 0.0)
+            yield Segment(transcript, words, self._start_s, end_s)
 
     def _open(self, text: str) -> str:
         rest = text[self._offset :]

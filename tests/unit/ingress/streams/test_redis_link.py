@@ -10,7 +10,7 @@ import pytest
 
 from common.entries import Line, LineKind, StreamId, encode_record
 from common.errors import EntryError, ErrorCode, NoWorker, RedisUnavailable, StreamError, StreamLost
-from common.messages import Audio, Encoding, Result
+from common.messages import Audio, Encoding, Result, Utterance, Word
 from common.monitoring.metrics import IngressMetrics
 from common.options import StreamOptions
 from common.redis.keys import Keys
@@ -31,11 +31,13 @@ class _Listener:
     def __init__(self) -> None:
         self.told: list[object] = []
         self.texts: list[str] = []
+        self.results: list[Result] = []
         self.undecoded_s = 0.0
 
     def on_result(self, kind: LineKind, result: Result) -> None:
         self.told.append((kind.name, result.seq))
         self.texts.append(result.text)
+        self.results.append(result)
 
     def on_error(self, error: StreamError) -> None:
         self.told.append(("ERROR", error.code.value, error.message))
@@ -147,6 +149,21 @@ _P, _F, _O, _A = LineKind.PARTIAL, LineKind.FINAL, LineKind.OWNER, LineKind.ACK
 
 def _seqs(listener: _Listener) -> list[bytes]:
     return [told[1] for told in listener.told if isinstance(told, tuple) and told[0] != "ACK"]
+
+
+@pytest.mark.parametrize(("kind", "is_cut"), [(_F, True), (LineKind.FINALIZED, True), (_P, False)])
+async def test_no_time_of_all_audio_is_behind_its_end(kind: LineKind, is_cut: bool) -> None:
+    """The frames of the model end behind the audio; a later result may have more audio for its words."""
+    link, _, listener = _link()
+    link.receive(_line(_O, 1, 0))
+    words = Word("one", 0.96, 1.04, 0.9), Word("two", 1.04, 1.12, 0.9)
+    said = some_result(1, "one two", words=words, utterances=(Utterance(1, "one two", 0.9, 1.1),))
+    link.receive(Line(kind, StreamId(5), 1, 1, 16_009, encode_record(said, 0)))
+    (result,) = listener.results
+    times = [(word.start_s, word.end_s) for word in result.words or ()]
+    times += [(utterance.start_s, utterance.end_s) for utterance in result.utterances]
+    exact = [(0.96, 1.04), (1.04, 1.12), (0.9, 1.1)]
+    assert times == ([(0.96, 1.0), (1.0, 1.0), (0.9, 1.0)] if is_cut else exact)
 
 
 async def test_results_in_order_pass_and_repeated_ones_do_not() -> None:

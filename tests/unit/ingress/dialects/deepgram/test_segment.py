@@ -55,6 +55,13 @@ def test_a_final_ends_behind_its_last_word_and_no_later_one_begins_before() -> N
     assert (empty.transcript, empty.start_s, empty.end_s) == ("", late.end_s, late.end_s)
 
 
+def test_an_open_segment_covers_its_words() -> None:
+    segments = Segments()
+    said = _word("said", 0.9)  # to the end of a frame of the model, of which not all was heard
+    (interim,) = _take(segments, some_result(1, "said it", words=(said,)), 1.05)
+    assert (interim.start_s, interim.end_s) == (0.0, said.end_s)
+
+
 def test_a_mark_that_comes_late_does_not_open_the_next_segment() -> None:
     segments = Segments()
     _take(segments, some_result(1, "yes", utterances=(Utterance(1, "yes", 0.0, 0.5),)), 1.0)
