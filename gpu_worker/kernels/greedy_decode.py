@@ -349,8 +349,8 @@ def _greedy_decode_kernel(  # type: ignore[no-untyped-def]
     any_boosted = 0
     if BOOSTS:
         any_boosted = tl.max(is_boosted(base_ptr, slot, num_frames > 0).to(tl.int32), axis=0)
-    # Blocks without phrases have code of their own: one code for both spills more registers, and made decoding
-    # without phrases an eighth slower (H200).
+    # Blocks without phrases have code of their own: one code for both spills more registers, and decoding
+    # without phrases was an eighth slower with it (H200).
     for BOOSTED in tl.static_range(1 + BOOSTS):
         if any_boosted == BOOSTED:
             _decode_rows(

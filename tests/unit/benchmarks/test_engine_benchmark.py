@@ -87,7 +87,8 @@ def test_a_vocabulary_of_random_pieces_can_write_the_phrases(row: str) -> None:
 
 def test_the_table_shows_what_has_been_recorded(tmp_path: Path) -> None:
     table = command.table(command.recorded(command.RESULTS))
-    assert "| small, 160 ms | off, off | 12,600 |" in table
+    assert "| small, 160 ms | none | off, off | 12,600 |" in table
+    assert "| large, 160 ms | 6 | on, on | 10,000 |" in table
     assert command.recorded(tmp_path / "none.jsonl") == []
 
 
