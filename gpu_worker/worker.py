@@ -1,7 +1,8 @@
 """A worker: starts its threads, claims and decodes streams, drains, and ends.
 
-Threads: the main thread waits for signals; `engine` owns the engine; each Redis server has an `intake` and a
-`claimer`; `outlet` writes results; `heartbeat` keeps the lease; `sweeper` takes streams over and cleans up.
+Threads: the main thread waits for signals; `engine` owns the engine; each Redis server has an `intake`, a
+`claimer`, an `outlet`, which writes results, and a writer of `snapshots`; `heartbeat` keeps the lease;
+`sweeper` takes streams over and cleans up.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from gpu_worker.pipeline.engine_thread import EngineThread
 from gpu_worker.pipeline.flow import StreamFlow, StreamTable
 from gpu_worker.pipeline.intake import Intake
 from gpu_worker.pipeline.outlet import Outlet
+from gpu_worker.pipeline.outlets import Outlets
 from gpu_worker.pipeline.snapshot_writer import SnapshotWriter
 
 logger = logging.getLogger(__name__)
@@ -109,23 +111,33 @@ class Worker:
         self._quarantined = quarantined
         self._claims = Claims(self._redis, keys, worker, chunk_ms=chunk_ms)
         self._quarantine = Quarantine(settings, self._claims, self._redis.cluster, keys, quarantine_module)
-        self._snapshots = SnapshotWriter(self._redis, self._claims, self._table, self.metrics)
-        self._outlet = Outlet(
-            redis=self._redis,
-            keys=keys,
-            worker=worker,
-            claims=self._claims,
-            table=self._table,
-            snapshots=self._snapshots,
-            metrics=self.metrics,
-            on_fenced=self._fenced,
-            on_refused=self._lost,
-            on_failure=self.fail,
-            dead_letters=settings.dead_letters,
-            redis_loss_ms=settings.redis_loss_ms,
+        self._snapshots = [
+            SnapshotWriter(self._redis, self._claims, self._table, self.metrics)
+            for _ in range(servers.num_servers)
+        ]
+        self._outlets = Outlets(
+            servers,
+            [
+                Outlet(
+                    redis=self._redis,
+                    server=server,
+                    keys=keys,
+                    worker=worker,
+                    claims=self._claims,
+                    table=self._table,
+                    snapshots=snapshots,
+                    metrics=self.metrics,
+                    on_fenced=self._fenced,
+                    on_refused=self._lost,
+                    on_failure=self.fail,
+                    dead_letters=settings.dead_letters,
+                    redis_loss_ms=settings.redis_loss_ms,
+                )
+                for server, snapshots in enumerate(self._snapshots)
+            ],
         )
         self._engine = EngineThread(
-            backend.engine, self._outlet, settings.replay_seconds, self.metrics, self.fail
+            backend.engine, self._outlets, settings.replay_seconds, self.metrics, self.fail
         )
         backend.wake_with(self._engine.wake)
         self._intakes = [
@@ -147,7 +159,7 @@ class Worker:
             table=self._table,
             intakes=self._intakes,
             engine=self._engine,
-            sink=self._outlet,
+            sink=self._outlets,
             quarantine=self._quarantine,
             metrics=self.metrics,
         )
@@ -305,7 +317,7 @@ class Worker:
     def _start(self) -> bool:
         """Start all parts. Returns False if the worker has to stop before Redis answers again."""
         collect_rarely(*COLLECT_AFTER)
-        self._begin(self._outlet, self._snapshots, self._engine, *self._intakes)
+        self._begin(*self._outlets.outlets, *self._snapshots, self._engine, *self._intakes)
         if self._quarantined:
             self._draining = True  # so that it does not count towards the cluster's capacity
             self._sweeper.stop_taking()
@@ -431,10 +443,13 @@ class Worker:
         if left:
             logger.info("%d streams handed over%s", left, "" if handed_over else ", not all in time")
         self._engine.stop(clock.left_s(JOIN_S))
-        self._outlet.stop(clock.left_s(JOIN_S))
+        self._outlets.stop(clock.left_s(JOIN_S))
         self._quarantine.stop(clock.left_s(JOIN_S))  # it has had all this time to hand its streams over
-        for part in (self._snapshots, self._sweeper, self._heartbeat):
-            part.stop(clock.left_s(JOIN_S))
+        for part in (*self._snapshots, self._sweeper, self._heartbeat):
+            part.request_stop()
+        group = StopClock(clock.left_s(3 * JOIN_S))
+        for part in (*self._snapshots, self._sweeper, self._heartbeat):
+            part.stop(group.left_s(JOIN_S))
         self._leave()
         self._redis.close()
         self._lease_redis.close()
@@ -447,7 +462,7 @@ class Worker:
         """Return whether all was handed over in time; None if the worker fails meanwhile."""
         deadline = time.monotonic() + timeout_s
         while (left_s := deadline - time.monotonic()) > 0:
-            if self._outlet.wait_handed_over(min(_WAIT_S / 4, left_s)):
+            if self._outlets.wait_handed_over(min(_WAIT_S / 4, left_s)):
                 return True
             if self._failure is not None:
                 return None

@@ -7,6 +7,7 @@ of an owner that must not outlive its ownership checks the epoch.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -286,26 +287,40 @@ class StreamDirectory:
         await self._execute(stream, *scripts.confirm(self._keys.stream(stream), token=token))
 
     async def renew(self, streams: Iterable[StreamKeys], ttl_ms: int) -> list[StreamId]:
-        """Renew the expiry of all keys of these streams; return the streams whose record is gone."""
+        """Renew the expiry of all keys of these streams; return the streams whose record is gone.
+
+        Those on a server that does not answer, or that refuses, are left for the next time. Raises
+        RedisUnavailable where no server answers.
+        """
         by_server: dict[int, list[StreamKeys]] = {}
         for keys in streams:
             by_server.setdefault(self._redis.servers.server_of_shard(keys.shard), []).append(keys)
+        found = await asyncio.gather(
+            *(self._renew(server, group, ttl_ms) for server, group in by_server.items()),
+            return_exceptions=True,
+        )
+        failures = [reply for reply in found if isinstance(reply, BaseException)]
+        for failure in failures:
+            if not isinstance(failure, RedisUnavailable) or len(failures) == len(found):
+                raise failure
+        return [stream for reply in found if not isinstance(reply, BaseException) for stream in reply]
+
+    async def _renew(self, server: int, group: Sequence[StreamKeys], ttl_ms: int) -> list[StreamId]:
+        connection = self._redis.pipelined(server)
         gone: list[StreamId] = []
-        for server, group in by_server.items():
-            connection = self._redis.pipelined(server)
-            for at in range(0, len(group), _RENEW_BATCH):
-                part = group[at : at + _RENEW_BATCH]
-                try:
-                    replies = await connection.send(
-                        [pack(b"PEXPIRE", key, ttl_ms) for keys in part for key in keys.renewed]
-                    )
-                except (REDIS_ERROR, OSError) as error:
-                    raise RedisUnavailable from error
-                for keys, kept in zip(part, replies[:: len(part[0].renewed)], strict=True):
-                    if isinstance(kept, Exception):
-                        raise RedisUnavailable from kept
-                    if not kept:
-                        gone.append(keys.stream)
+        for at in range(0, len(group), _RENEW_BATCH):
+            part = group[at : at + _RENEW_BATCH]
+            try:
+                replies = await connection.send(
+                    [pack(b"PEXPIRE", key, ttl_ms) for keys in part for key in keys.renewed]
+                )
+            except (REDIS_ERROR, OSError) as error:
+                raise RedisUnavailable from error
+            for keys, kept in zip(part, replies[:: len(part[0].renewed)], strict=True):
+                if isinstance(kept, Exception):
+                    raise RedisUnavailable from kept
+                if not kept:
+                    gone.append(keys.stream)
         return gone
 
     async def withdraw(self, keys: StreamKeys) -> bool:

@@ -148,13 +148,15 @@ class Claims:
             return []
         return _readable(item for _, entries in reply or () for item in entries)
 
-    def pending_of(self, worker: WorkerId, count: int) -> list[AssignmentEntry]:
-        """Take over up to `count` streams of a worker whose lease has lapsed.
+    def pending_of(
+        self, worker: WorkerId, count: int, shards: Sequence[int] | None = None
+    ) -> list[AssignmentEntry]:
+        """Take over up to `count` streams of a worker whose lease has lapsed; of all shards, or of these.
 
         Of two workers that do this at once, each gets different streams.
         """
         taken: list[AssignmentEntry] = []
-        for shard in range(self._keys.shards):
+        for shard in range(self._keys.shards) if shards is None else shards:
             start = b"-"
             while start and len(taken) < count:
                 some = min(_MAX_TAKEN, count - len(taken))
@@ -167,14 +169,14 @@ class Claims:
                 start = b"(" + last if last else b""
         return taken
 
-    def owners(self) -> Counter[WorkerId]:
-        """Return the workers that own streams, each with their number over all shards.
+    def owners(self, shards: Sequence[int] | None = None) -> Counter[WorkerId]:
+        """Return the workers that own streams, each with their number over all shards, or over these.
 
         The assignments expire a day after the last call, or the last new stream: without them nobody could
         take a stream over.
         """
         found: Counter[WorkerId] = Counter()
-        for shard in range(self._keys.shards):
+        for shard in range(self._keys.shards) if shards is None else shards:
             reply = self._redis.shard(shard).execute_command(*scripts.owners(self._keys.assignments(shard)))
             found.update({WorkerId(name.decode()): int(number) for name, number in reply})
         return found

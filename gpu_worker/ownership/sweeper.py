@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from common.entries import AssignmentEntry, IngressId, WorkerId
@@ -50,6 +51,7 @@ class Sweeper(Part):
     ) -> None:
         super().__init__("sweeper")
         self._redis = redis
+        self._servers = redis.servers
         self._quarantine = quarantine
         self._on_full = on_full
         self._lease = lease
@@ -65,7 +67,10 @@ class Sweeper(Part):
         self._extended: dict[StreamFlow, float] = {}
         # Streams without an ingress: the ingress that they had, and since when it is gone.
         self._orphans: dict[StreamFlow, tuple[IngressId, float]] = {}
-        self._strays: set[AssignmentEntry] = set()
+        # By server: streams that were claimed and not opened when they were last looked at.
+        self._strays: dict[int, set[AssignmentEntry]] = {}
+        # Servers whose streams are to be checked since the lease had lapsed.
+        self._unchecked: set[int] = set()
 
     def stop_taking(self) -> None:
         """Take over no more streams."""
@@ -93,75 +98,102 @@ class Sweeper(Part):
                 logger.exception("the sweep failed")
 
     def _round(self, now: float) -> None:
-        self._quarantine.look()
+        """Sweep each server by itself: streams on those that answer do not wait for one that is away.
+
+        Raises the first error of the Redis client, at the end.
+        """
+        failures: list[Exception] = []
         if self._revalidate.is_set():
-            self._check_ownership()
             self._revalidate.clear()
-        if self._taking:
-            self._take_over()
-        if now >= self._next_sweep:
+            self._unchecked = set(range(self._servers.num_servers))
+        sweeps = now >= self._next_sweep
+        if sweeps:
             self._next_sweep = now + _SWEEP_S
-            flows = self._table.flows()
-            self._extend(flows, now)
-            self._finish_orphans(flows, now)
+        dead: list[WorkerId] = []
+        with _noting(failures):
+            self._quarantine.look()
+            dead = self._lease.lapsed_workers() if self._taking else []
+        for server in range(self._servers.num_servers):
+            with _noting(failures):
+                self._sweep(server, dead, now, sweeps=sweeps)
+        with _noting(failures):
+            if not failures:
+                self._clean_up(dead)
+            if sweeps:
+                self._finish_orphans(self._table.flows(), now)
+        if failures:
+            raise failures[0]
+
+    def _sweep(self, server: int, dead: Sequence[WorkerId], now: float, *, sweeps: bool) -> None:
+        if server in self._unchecked:
+            self._check_ownership(server)
+            self._unchecked.discard(server)
+        for worker in dead:
+            self._take(worker, server)
+        if sweeps:
+            self._extend(self._flows_on(server), now)
             if self._taking:
-                self._look_at_owners()
-            if self._is_full():
+                self._look_at_owners(server)
+            if memory_share(self._redis.clients[server].execute_command("INFO", "memory")) > _FULL:
                 self._on_full()
 
-    def _is_full(self) -> bool:
-        infos = (client.execute_command("INFO", "memory") for client in self._redis.clients)
-        return any(memory_share(info) > _FULL for info in infos)
+    def _flows_on(self, server: int) -> list[StreamFlow]:
+        return [
+            flow
+            for flow in self._table.flows()
+            if self._servers.server_of_shard(flow.owned.keys.shard) == server
+        ]
 
-    def _check_ownership(self) -> None:
-        flows = self._table.flows()
+    def _check_ownership(self, server: int) -> None:
+        flows = self._flows_on(server)
         kept = self._claims.still_owned([flow.owned for flow in flows])
         self._owner.look_at_lost([flow for flow, ours in zip(flows, kept, strict=True) if not ours])
         logger.info("streams checked after a lapsed lease: %d of %d kept", sum(kept), len(kept))
 
-    def _take_over(self) -> None:
-        for dead in self._lease.lapsed_workers():
-            self._take(dead)
-            if not self._claims.owners()[dead] and self._lease.remove(dead):
-                self._claims.remove_consumer(dead)
-                logger.info("dead worker cleaned up: %s", dead)
+    def _clean_up(self, dead: Sequence[WorkerId]) -> None:
+        for worker in dead:
+            if not self._claims.owners()[worker] and self._lease.remove(worker):
+                self._claims.remove_consumer(worker)
+                logger.info("dead worker cleaned up: %s", worker)
 
     def take_own(self) -> None:
         """Take back the streams that a process with this worker's id owned before it died.
 
         Raises the Redis client's errors; it may then be called again, and opens what is not open yet.
         """
-        self._take(self._worker, self._table.flows())
+        for server in range(self._servers.num_servers):
+            self._take(self._worker, server, self._table.flows())
 
-    def _look_at_owners(self) -> None:
+    def _look_at_owners(self, server: int) -> None:
         """Find streams that nobody decodes, without a lease that lapses; keep all assignments."""
-        owners = self._claims.owners()
+        owners = self._claims.owners(self._servers.shards_of_server(server))
         if owners and (found := self._lease.register(owners)):
             logger.warning("%d owners of streams were not registered", found)
-        self._take_strays(owners[self._worker])
+        self._take_strays(server, owners[self._worker])
 
-    def _take_strays(self, num_owned: int) -> None:
+    def _take_strays(self, server: int, num_owned: int) -> None:
         """Open streams that were claimed and not opened, because Redis went away in between."""
-        if num_owned <= len(self._table):
-            self._strays = set()
+        before = self._strays.pop(server, set())
+        if num_owned <= len(self._flows_on(server)):
             return
-        entries = self._claims.pending_of(self._worker, self._table.capacity)
+        shards = self._servers.shards_of_server(server)
+        entries = self._claims.pending_of(self._worker, self._table.capacity, shards)
         found = {entry for entry in entries if self._table.get(entry.stream) is None}
         # A stream that is just being opened looks the same: only streams that were there a second ago are
         # strays.
-        strays = [entry for entry in entries if entry in found & self._strays]
-        self._strays = found
+        strays = [entry for entry in entries if entry in found & before]
+        self._strays[server] = found
         if strays:
             reserved = self._table.reserve(len(strays))
             self._owner.open(strays[:reserved], reserved)
 
-    def _take(self, dead: WorkerId, opened: Sequence[StreamFlow] = ()) -> None:
+    def _take(self, dead: WorkerId, server: int, opened: Sequence[StreamFlow] = ()) -> None:
         reserved = self._table.reserve(self._table.capacity)
         entries: list[AssignmentEntry] = []
         try:
             if reserved:
                 streams = {flow.stream for flow in opened}
-                found = self._claims.pending_of(dead, reserved)
+                found = self._claims.pending_of(dead, reserved, self._servers.shards_of_server(server))
                 entries = [entry for entry in found if entry.stream not in streams]
         except BaseException:
             self._table.unreserve(reserved)
@@ -176,7 +208,7 @@ class Sweeper(Part):
             gone = set(_renew(self._redis, ttls))
             self._owner.look_at_lost([flow for flow in due if flow.owned.keys in gone])
             self._follow(due)
-        alive = set(flows)
+        alive = set(self._table.flows())
         self._extended = {flow: at for flow, at in self._extended.items() if flow in alive}
         for flow in due:
             self._extended[flow] = now + flow.owned.record.ttl_ms / 4000
@@ -207,6 +239,15 @@ class Sweeper(Part):
                 if now - since >= max(flow.owned.record.grace_ms / 1000, _SWEEP_S):
                     logger.info("stream ended, its ingress is gone", extra={"stream_id": flow.stream})
                     self._owner.intake_of(flow.owned).finish(flow)
+
+
+@contextmanager
+def _noting(failures: list[Exception]) -> Iterator[None]:
+    """Note an error of the Redis client and go on."""
+    try:
+        yield
+    except (REDIS_ERROR, OSError) as error:
+        failures.append(error)
 
 
 def _renew(redis: SyncRedis, streams: Sequence[tuple[StreamKeys, int]]) -> list[StreamKeys]:

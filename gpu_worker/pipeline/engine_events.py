@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from common.entries import StreamId
 from common.errors import ClientFault, EngineError, ErrorCode, StreamError, Unavailable
 from common.hot_value import hot_value
 from common.phrases import Phrase
@@ -141,8 +142,8 @@ class EventSink(Protocol):
     def put(self, event: Event) -> None:
         """Take one event."""
 
-    def takes_snapshot(self) -> bool:
-        """Return whether a snapshot taken now would be written soon."""
+    def takes_snapshot(self, stream: StreamId | None = None) -> bool:
+        """Return whether a snapshot of this stream, or else of some stream, would be written soon."""
 
 
 def worker_failed() -> Unavailable:

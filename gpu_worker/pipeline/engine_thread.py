@@ -189,6 +189,11 @@ class EngineThread(Part):
         for stream in self._checkpoints.next_ones(self._engine.is_under_way):
             if not self._sink.takes_snapshot():
                 break
+            if not self._sink.takes_snapshot(
+                stream
+            ):  # those of other Redis servers do not wait for its server
+                self._checkpoints.put_off(stream)
+                continue
             self._snapshot(self._flows[stream], release=False)
 
     def _snapshot(self, flow: StreamFlow, *, release: bool) -> None:

@@ -113,8 +113,9 @@ class _Writing:
 
 
 class Outlet(Part):
-    """Writes the events of the engine thread to Redis; the sink of `EngineThread`.
+    """Writes the events of the engine thread about the streams of one server to Redis.
 
+    server: which one.
     snapshots: writes the snapshots of streams that go on here.
     on_fenced: called with streams that newer owners have, or that left Redis.
     on_refused: called with streams for which Redis refuses a key.
@@ -127,6 +128,7 @@ class Outlet(Part):
         self,
         *,
         redis: SyncRedis,
+        server: int = 0,
         keys: Keys,
         worker: WorkerId,
         claims: Claims,
@@ -139,7 +141,7 @@ class Outlet(Part):
         dead_letters: bool = True,
         redis_loss_ms: int = 0,
     ) -> None:
-        super().__init__("outlet")
+        super().__init__(f"outlet-{server}")
         self._writer = ResultWriter(redis, keys, keep_ms=redis_loss_ms)
         self._dead_letters = dead_letters
         self._keys = keys
@@ -154,6 +156,8 @@ class Outlet(Part):
         self._queue: queue.Queue[Event | None] = queue.Queue(MAX_QUEUED_EVENTS)
         self._writings: dict[StreamId, _Writing] = {}
         self._handed_over = threading.Event()
+        self._finishing = False
+        self._num_restored = 0
 
     def put(self, event: Event) -> None:
         """Take an event of the engine thread; wait while the queue is full."""
@@ -174,10 +178,16 @@ class Outlet(Part):
         """Wait until the requested hand-over is in Redis; return False after the time-out."""
         return self._handed_over.wait(timeout_s)
 
+    def finish(self, timeout_s: float = 0.0) -> None:
+        """Begin to end: what is queued is still written."""
+        if not self._finishing:
+            with contextlib.suppress(queue.Full):
+                self._queue.put(None, timeout=timeout_s)
+                self._finishing = True
+
     def stop(self, timeout_s: float) -> bool:
         """End the thread after the queued events; they stay unwritten if there is no time for them."""
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=timeout_s)
+        self.finish(timeout_s)
         self._thread.join(timeout_s)
         self._stop.set()
         return not self._thread.is_alive()
@@ -399,7 +409,8 @@ class Outlet(Part):
                 if self._stop.wait(pause):
                     return False
                 pause = min(2 * pause, _MAX_RETRY_S)
-        self._metrics.results_restored = self._writer.num_restored
+        before, self._num_restored = self._num_restored, self._writer.num_restored
+        self._metrics.results_restored += self._num_restored - before
         for flow in batch.ended:
             self._drop(flow)
         for writing in self._those(written.text_gone):

@@ -145,9 +145,11 @@ class Keeper:
 
     async def _renew(self, links: Iterable[RedisLink]) -> None:
         links = [link for link in links if not link.ended]
-        await self._admission.renew((link.stream for link in links), self._admission_ttl_ms)
-        begun = [link for link in links if link.created]
-        for stream in await self._directory.renew((link.keys for link in begun), self._ttl_ms):
-            link = self._links.get(stream)
-            if link is not None:
-                self._feed.gone(link)
+        try:
+            await self._admission.renew((link.stream for link in links), self._admission_ttl_ms)
+        finally:  # also where the server of all admissions is away, and those of the streams are not
+            begun = [link for link in links if link.created]
+            for stream in await self._directory.renew((link.keys for link in begun), self._ttl_ms):
+                link = self._links.get(stream)
+                if link is not None:
+                    self._feed.gone(link)

@@ -114,6 +114,7 @@ class RedisBackplane:
             self._directory,
             self._feed,
             self._links,
+            servers=servers,
             ingress=settings.ingress,
             decoded=partial(decoded_samples, self._redis),
             claim_timeout_s=settings.claim_timeout_s,

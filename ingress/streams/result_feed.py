@@ -50,9 +50,10 @@ class ResultFeed:
         # Links whose results are to be read, or are being read: whether lines about them were published
         # meanwhile, and skipped.
         self._repairing: dict[RedisLink, bool] = {}
-        self._repairs: dict[RedisLink, None] = {}  # those to be read next
+        # Those to be read next, by server: one that is away keeps no stream of another waiting.
+        self._repairs: tuple[dict[RedisLink, None], ...] = tuple({} for _ in range(servers.num_servers))
         self._gone: set[RedisLink] = set()  # those whose streams Redis does not have
-        self._repair_due = asyncio.Event()
+        self._repair_due = tuple(asyncio.Event() for _ in range(servers.num_servers))
 
     async def run(self) -> None:
         """Listen and repair until cancelled."""
@@ -61,13 +62,14 @@ class ResultFeed:
                 channel = self._keys.channel(self._ingress)
                 published = subscription(self._servers, server, channel, partial(self._hear, server))
                 tasks.create_task(published.run(), name=f"results-{server}")
-            tasks.create_task(self._repair(), name="repair")
+                tasks.create_task(self._repair(server), name=f"repair-{server}")
 
     def repair(self, link: RedisLink) -> None:
         """Read the results that this link may have missed; results published meanwhile wait for that."""
+        server = self._server_of(link)
         self._repairing[link] = False
-        self._repairs[link] = None
-        self._repair_due.set()
+        self._repairs[server][link] = None
+        self._repair_due[server].set()
 
     def gone(self, link: RedisLink) -> None:
         """Handle a stream that Redis does not have: find its end, or else create it anew, or else give it up.
@@ -84,14 +86,14 @@ class ResultFeed:
     def drop(self, link: RedisLink) -> None:
         """Stop reading for this link."""
         self._repairing.pop(link, None)
-        self._repairs.pop(link, None)
+        self._repairs[self._server_of(link)].pop(link, None)
         self._gone.discard(link)
 
     def _hear(self, server: int, payload: bytes | None) -> None:
         """Take a payload that a server has published; None where payloads may have been missed."""
         if payload is None:
             for link in self._links.values():
-                if link.begun and self._servers.server_of_shard(link.keys.shard) == server:
+                if link.begun and self._server_of(link) == server:
                     self.repair(link)
             return
         try:
@@ -122,16 +124,17 @@ class ResultFeed:
         logger.exception("A line could not be handled", extra={"stream_id": link.stream})
         link.fail(InternalFault())
 
-    async def _repair(self) -> None:
+    async def _repair(self, server: int) -> None:
+        repairs, due = self._repairs[server], self._repair_due[server]
         away = False
         while True:
-            await self._repair_due.wait()
-            links = list(self._repairs)[:_BATCH]
+            await due.wait()
+            links = list(repairs)[:_BATCH]
             if not links:
-                self._repair_due.clear()
+                due.clear()
                 continue
             for link in links:
-                del self._repairs[link]
+                del repairs[link]
             try:
                 await self._read_up(links)
                 away = False
@@ -141,7 +144,7 @@ class ResultFeed:
                 away = True
                 for link in links:
                     if link in self._repairing or link in self._gone:
-                        self._repairs[link] = None
+                        repairs[link] = None
                 await asyncio.sleep(RETRY_PAUSE_S)
 
     async def _read_up(self, links: list[RedisLink]) -> None:
@@ -169,6 +172,9 @@ class ResultFeed:
                     link.expire()
                 elif not link.audio.begin_again():
                     link.fail(StreamLost())
+
+    def _server_of(self, link: RedisLink) -> int:
+        return self._servers.server_of_shard(link.keys.shard)
 
     def _is_open(self, link: RedisLink) -> bool:
         return self._links.get(link.stream) is link

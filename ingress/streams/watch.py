@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from common.entries import IngressId, StreamId
 from common.errors import EntryError, NoWorker, RedisUnavailable
+from common.redis.clients import RedisServers
 from common.redis.keys import StreamKeys
 from common.redis.outages import OUTAGES
 from common.redis.scripts.ownership import SUSPICIOUS_DEATHS
@@ -55,6 +56,7 @@ class StreamWatch:
         feed: ResultFeed,
         links: Mapping[StreamId, RedisLink],
         *,
+        servers: RedisServers,
         ingress: IngressId,
         decoded: Callable[[StreamKeys], Awaitable[int]],
         claim_timeout_s: float,
@@ -63,6 +65,7 @@ class StreamWatch:
         self._directory = directory
         self._feed = feed
         self._links = links
+        self._servers = servers
         self._ingress = ingress
         self._decoded = decoded
         self._claim_timeout_s = claim_timeout_s
@@ -96,14 +99,28 @@ class StreamWatch:
                     self._feed.repair(link)
                 if quiet or now - link.progress_at > QUIET_S:
                     stuck.append(link)
-            # One after the other: a repair ends the quiet of a stream.
-            stuck.sort(key=lambda link: link.looked_up_at)
+            await self._look_up_all(sorted(stuck, key=lambda link: link.looked_up_at), now)
+
+    async def _look_up_all(self, stuck: Sequence[RedisLink], now: float) -> None:
+        """Look streams up, one after the other: a repair ends the quiet of a stream.
+
+        Of a server that is away one is looked up, and streams of other servers do not wait for it.
+        """
+        away: set[int] = set()
+        num_asked = 0
+        for link in stuck:
+            server = self._servers.server_of_shard(link.keys.shard)
+            if server in away:
+                continue
+            link.looked_up_at = now
             try:
-                for link in stuck[:_LOOK_UPS]:
-                    link.looked_up_at = now
-                    await self._look_up(link)
+                await self._look_up(link)
             except RedisUnavailable as error:
                 OUTAGES.log_retry(logger, "quiet streams cannot be looked up: %s", error)
+                away.add(server)
+            num_asked += 1
+            if num_asked == _LOOK_UPS:
+                return
 
     async def follow(self, link: RedisLink) -> None:
         """Read the rest of a stream whose audio is complete, until its link ends.

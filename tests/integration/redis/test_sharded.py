@@ -271,3 +271,78 @@ async def test_an_ingress_whose_home_is_away_or_full_creates_its_streams_elsewhe
         )
     for run in runs:
         check(run.result(), pcm)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_worker_is_replaced_while_a_server_is_away(sharded: Sharded, how: signal.Signals) -> None:
+    """Its streams on the other servers go on at another worker; nobody waits for the server that is away."""
+    first = sharded.worker("w-1", lease_ms=SHORT_LEASE_MS, redis_timeout_ms=1000)
+    ingress = sharded.ingress("i-1", redis_timeout_ms=1000)
+    pcm = noise(3.0)
+    streams = [await connect(ingress.ws_url, timeouts=TIMEOUTS) for _ in range(6)]
+    for opened in streams:
+        await opened.send(pcm[: len(pcm) // 2])
+    await until(
+        lambda: all(sharded.stream_keys(shard, "r") for shard in range(sharded.shards)),
+        what="results on every shard",
+    )
+    sharded.worker("w-2", redis_timeout_ms=1000)
+    sharded.processes[2].send_signal(how)
+    first.send(signal.SIGKILL)
+    going_on = [opened for opened in streams if opened.stream_id % sharded.shards != 2]
+    results = [asyncio.create_task(_rest(opened)) for opened in going_on]
+    for opened in going_on:
+        await opened.send(pcm[len(pcm) // 2 :])
+        await opened.finish()
+    for result in results:
+        check(await result, pcm)
+    sharded.processes[2].send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+async def test_streams_go_on_while_another_server_is_away(sharded: Sharded, how: signal.Signals) -> None:
+    """At a worker that has streams on the server that is away, and results for it."""
+    sharded.worker("w-1", worker_max_streams=20, redis_timeout_ms=1000, replay_seconds=2)
+    ingress = sharded.ingress("i-1", redis_timeout_ms=1000)
+    pcm = noise(8.0)
+    part = len(pcm) // 8
+    streams = [await connect(ingress.ws_url, timeouts=TIMEOUTS) for _ in range(9)]
+    results = [asyncio.create_task(_rest(opened)) for opened in streams]
+    for opened in streams:
+        await opened.send(pcm[:part])
+    await until(
+        lambda: all(sharded.stream_keys(shard, "r") for shard in range(sharded.shards)),
+        what="results on every shard",
+    )
+    for opened in streams:
+        await opened.send(pcm[part : 2 * part])
+    sharded.processes[2].send_signal(how)
+    there = [opened.stream_id % sharded.shards == 2 for opened in streams]
+    for number in range(2, 8):
+        for opened, is_away in zip(streams, there, strict=True):
+            if not is_away:
+                await opened.send(pcm[number * part : (number + 1) * part])
+    checkpoints = [
+        ("HGET", b"px:{%d}:%d:m" % (opened.stream_id % sharded.shards, opened.stream_id), "ck_samples")
+        for opened, is_away in zip(streams, there, strict=True)
+        if not is_away
+    ]
+    await until(
+        lambda: all(
+            int(sharded.command(int(command[1][4:5]), *command) or 0) > 3 * 16_000 for command in checkpoints
+        ),
+        what="later checkpoints of the streams elsewhere",
+    )
+    for opened, is_away in zip(streams, there, strict=True):
+        if not is_away:
+            await opened.finish()
+    for result, is_away in zip(results, there, strict=True):
+        if is_away:
+            result.cancel()
+        else:
+            check(await result, pcm)
+    sharded.processes[2].send_signal(signal.SIGCONT)
+
+
+async def _rest(opened: Any) -> list[Result]:
+    return [result async for result in opened.results()]

@@ -7,6 +7,7 @@ from typing import Any
 
 from common.entries import IngressId, StreamId
 from common.options import StreamOptions
+from common.redis.clients import RedisServers
 from common.redis.keys import Keys
 from common.streams.assignments import Checkpoint, StreamRecord
 from common.streams.claims import OwnedStream
@@ -19,6 +20,8 @@ DEAD, DEAD_TOO, LIVE = IngressId("dead"), IngressId("dead-too"), IngressId("live
 
 class _Stub:
     """Stands for Redis, where one ingress lives, and for the intake of all streams."""
+
+    servers = RedisServers.parse(("redis://example",))
 
     def __init__(self) -> None:
         self.ended: list[StreamFlow] = []
@@ -47,7 +50,7 @@ def test_a_stream_has_its_whole_grace_though_its_ingress_is_long_gone() -> None:
     stub: Any = _Stub()
     none: Any = None
     sweeper = Sweeper(
-        redis=none,
+        redis=stub,
         lease=stub,
         worker=none,
         claims=none,

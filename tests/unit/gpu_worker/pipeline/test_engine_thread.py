@@ -55,12 +55,13 @@ class Sink:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.busy = False
+        self.busy_with: set[StreamId | None] = set()
 
     def put(self, event: Event) -> None:
         self.events.append(event)
 
-    def takes_snapshot(self) -> bool:
-        return not self.busy
+    def takes_snapshot(self, stream: StreamId | None = None) -> bool:
+        return not self.busy and stream not in self.busy_with
 
     def count(self, kind: type[Event]) -> int:
         return sum(isinstance(event, kind) for event in self.events)
@@ -240,6 +241,24 @@ def test_no_snapshot_is_taken_while_others_wait_to_be_written(start: Callable[..
     running.sink.busy = False
     running.thread.put(feed(one, audio(0.16)))
     running.said(SnapshotTaken)
+
+
+def test_a_stream_whose_server_takes_no_snapshot_holds_up_no_other(start: Callable[..., Running]) -> None:
+    running = start(NullEngine(2), 2.0)
+    away, here = flow(1), flow(2)
+    running.sink.busy_with = {away.stream}
+    running.thread.put(Open(away, None), Open(here, None))
+    for _ in range(20):
+        running.thread.put(feed(away, audio(0.16)), feed(here, audio(0.16)))
+    running.said(SnapshotTaken)
+    taken = {event.flow.stream for event in running.sink.events if isinstance(event, SnapshotTaken)}
+    assert taken == {here.stream}
+    running.sink.busy_with = set()
+    running.thread.put(feed(away, audio(0.16)))
+    wait_until(
+        lambda: any(isinstance(e, SnapshotTaken) and e.flow is away for e in running.sink.events),
+        what="the other snapshot",
+    )
 
 
 @pytest.mark.parametrize("engine", [NullEngine(1), SpeechEngine(OverlappingSteps(NullSteps(1)), Letters())])

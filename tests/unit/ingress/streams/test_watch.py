@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from common.entries import IngressId, StreamId
+from common.redis.clients import RedisServers
 from common.redis.keys import Keys, StreamKeys
 from common.redis.scripts.ownership import SUSPICIOUS_DEATHS
 from ingress.streams import watch as stream_watch
@@ -76,6 +77,7 @@ async def test_every_suspect_is_found_however_many_there_are(monkeypatch: pytest
         _Directory(),  # type: ignore[arg-type]
         _Feed(),  # type: ignore[arg-type]
         links,  # type: ignore[arg-type]
+        servers=RedisServers.parse(("redis://example",)),
         ingress=_INGRESS,
         decoded=_decoded,
         claim_timeout_s=10.0,
@@ -106,6 +108,7 @@ async def test_after_a_standstill_what_came_is_read_before_a_stream_is_given_up(
         _Directory(),  # type: ignore[arg-type]
         feed,  # type: ignore[arg-type]
         {link.stream: link},  # type: ignore[dict-item]
+        servers=RedisServers.parse(("redis://example",)),
         ingress=_INGRESS,
         decoded=_decoded,
         claim_timeout_s=1.0,
