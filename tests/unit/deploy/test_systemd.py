@@ -39,12 +39,6 @@ def installed(tmp_path: Path) -> Path:
     return unit
 
 
-def test_a_wrong_setting_is_not_tried_again_and_again() -> None:
-    """`serve` ends with status 2, sooner than systemd's own limit of starts counts."""
-    assert "\nRestart=on-failure\n" in UNIT.read_text()
-    assert "\nRestartPreventExitStatus=2\n" in UNIT.read_text()
-
-
 @pytest.mark.needs_program("systemd-analyze")
 def test_systemd_reads_the_unit_and_its_drop_ins(installed: Path) -> None:
     for command in (["verify", "--man=no"], ["security", "--offline=true", "--no-pager"]):
