@@ -112,8 +112,8 @@ class Worker:
         self._claims = Claims(self._redis, keys, worker, chunk_ms=chunk_ms)
         self._quarantine = Quarantine(settings, self._claims, self._redis.cluster, keys, quarantine_module)
         self._snapshots = [
-            SnapshotWriter(self._redis, self._claims, self._table, self.metrics)
-            for _ in range(servers.num_servers)
+            SnapshotWriter(self._redis, self._claims, self._table, self.metrics, server)
+            for server in range(servers.num_servers)
         ]
         self._outlets = Outlets(
             servers,

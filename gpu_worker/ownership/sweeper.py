@@ -132,10 +132,10 @@ class Sweeper(Part):
             self._take(worker, server)
         if sweeps:
             self._extend(self._flows_on(server), now)
-            if self._taking:
-                self._look_at_owners(server)
             if memory_share(self._redis.clients[server].execute_command("INFO", "memory")) > _FULL:
                 self._on_full()
+            if self._taking:
+                self._look_at_owners(server)
 
     def _flows_on(self, server: int) -> list[StreamFlow]:
         return [

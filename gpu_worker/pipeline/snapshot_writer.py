@@ -47,15 +47,19 @@ class Snapshot:
 
 
 class SnapshotWriter(Part):
-    """Stores checkpoints, one after the other; those of streams that have ended or moved are dropped."""
+    """Stores the checkpoints of streams on one server, one after the other.
 
-    def __init__(self, redis: SyncRedis, claims: Claims, table: StreamTable, metrics: WorkerMetrics) -> None:
-        super().__init__("snapshots")
-        self._redis = redis
+    Those of streams that have ended or moved are dropped. server: which one.
+    """
+
+    def __init__(
+        self, redis: SyncRedis, claims: Claims, table: StreamTable, metrics: WorkerMetrics, server: int = 0
+    ) -> None:
+        super().__init__(f"snapshots-{server}")
         self._metrics = metrics
         self._claims = claims
         self._table = table
-        self._connections = [redis.pipelined(server) for server in range(redis.servers.num_servers)]
+        self._connection = redis.pipelined(server)
         self._queue: queue.SimpleQueue[Snapshot | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._under_way, self._most = 0, MAX_UNDER_WAY
@@ -127,7 +131,6 @@ class SnapshotWriter(Part):
     def _write(self, snapshot: Snapshot, data: bytes) -> bool:
         reply: Any = None
         owned = snapshot.flow.owned
-        connection = self._connections[self._redis.servers.server_of_shard(owned.keys.shard)]
         commands = [
             pack(*command) for command in self._claims.checkpoint_commands(owned, snapshot.checkpoint, data)
         ]
@@ -135,7 +138,7 @@ class SnapshotWriter(Part):
         # connection in one go. That is little where the snapshot is one piece.
         at_once = len(commands) if len(commands) == _COMMANDS_OF_ONE_PIECE else 1
         for at in range(0, len(commands), at_once):
-            for reply in connection.call(commands[at : at + at_once], repeat=False):
+            for reply in self._connection.call(commands[at : at + at_once], repeat=False):
                 if isinstance(reply, Exception):
                     raise reply
         return bool(reply)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from common.messages import Result
 from common.presence.status import read_status
 from common.redis.clients import AsyncRedis, RedisServers, SyncRedis
 from common.redis.keys import Keys
-from parakeet.client import connect
+from parakeet.client import Stream, connect
 from tests.ingress_process import IngressProcess
 from tests.ports import HOST
 from tests.servers import SERVER_KINDS, make_server
@@ -103,6 +103,13 @@ def sharded(tmp_path: Path) -> Iterator[Sharded]:
         made = Sharded(servers, tmp_path, processes)
         stack.callback(made.redis.close)
         yield made
+
+
+@pytest.fixture
+async def clients() -> AsyncIterator[AsyncExitStack]:
+    """Closes clients at the end."""
+    async with AsyncExitStack() as stack:
+        yield stack
 
 
 async def homes_are_known(names: list[str], sharded: Sharded) -> None:
@@ -274,12 +281,14 @@ async def test_an_ingress_whose_home_is_away_or_full_creates_its_streams_elsewhe
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-async def test_a_worker_is_replaced_while_a_server_is_away(sharded: Sharded, how: signal.Signals) -> None:
+async def test_a_worker_is_replaced_while_a_server_is_away(
+    sharded: Sharded, clients: AsyncExitStack, how: signal.Signals
+) -> None:
     """Its streams on the other servers go on at another worker; nobody waits for the server that is away."""
     first = sharded.worker("w-1", lease_ms=SHORT_LEASE_MS, redis_timeout_ms=1000)
     ingress = sharded.ingress("i-1", redis_timeout_ms=1000)
     pcm = noise(3.0)
-    streams = [await connect(ingress.ws_url, timeouts=TIMEOUTS) for _ in range(6)]
+    streams = await opened_at(ingress.ws_url, 6, clients)
     for opened in streams:
         await opened.send(pcm[: len(pcm) // 2])
     await until(
@@ -300,13 +309,15 @@ async def test_a_worker_is_replaced_while_a_server_is_away(sharded: Sharded, how
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-async def test_streams_go_on_while_another_server_is_away(sharded: Sharded, how: signal.Signals) -> None:
+async def test_streams_go_on_while_another_server_is_away(
+    sharded: Sharded, clients: AsyncExitStack, how: signal.Signals
+) -> None:
     """At a worker that has streams on the server that is away, and results for it."""
     sharded.worker("w-1", worker_max_streams=20, redis_timeout_ms=1000, replay_seconds=2)
     ingress = sharded.ingress("i-1", redis_timeout_ms=1000)
     pcm = noise(8.0)
     part = len(pcm) // 8
-    streams = [await connect(ingress.ws_url, timeouts=TIMEOUTS) for _ in range(9)]
+    streams = await opened_at(ingress.ws_url, 9, clients)
     results = [asyncio.create_task(_rest(opened)) for opened in streams]
     for opened in streams:
         await opened.send(pcm[:part])
@@ -344,5 +355,9 @@ async def test_streams_go_on_while_another_server_is_away(sharded: Sharded, how:
     sharded.processes[2].send_signal(signal.SIGCONT)
 
 
-async def _rest(opened: Any) -> list[Result]:
+async def opened_at(url: str, count: int, clients: AsyncExitStack) -> list[Stream]:
+    return [await clients.enter_async_context(await connect(url, timeouts=TIMEOUTS)) for _ in range(count)]
+
+
+async def _rest(opened: Stream) -> list[Result]:
     return [result async for result in opened.results()]

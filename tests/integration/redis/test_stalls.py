@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -12,7 +14,8 @@ from common.entries import WorkerId
 from common.presence.leases import Renewal, WorkerLease
 from common.redis.clients import RedisServers, SyncRedis
 from common.redis.keys import Keys
-from parakeet.client import connect
+from parakeet.client import Stream, connect
+from tests.ingress_process import IngressProcess
 from tests.stack import TIMEOUTS, Stack, check_gapless, collect, transcribe
 from tests.stream_client import expected_text, noise
 from tests.waiting import until
@@ -59,20 +62,35 @@ async def test_living_workers_keep_their_streams_and_new_ones_are_admitted(
     for name in ("w-1", "w-2", "w-3"):
         own_stack.worker(name, lease_ms=1000, redis_timeout_ms=1000)
     ingress = own_stack.ingress()
+    async with AsyncExitStack() as clients:
+        streams = [
+            await clients.enter_async_context(await connect(ingress.tcp_url, timeouts=TIMEOUTS))
+            for _ in range(6)
+        ]
+        await _streams_stay(own_stack, ingress, streams, pause_s)
+
+
+async def _streams_stay(
+    own_stack: Stack, ingress: IngressProcess, streams: Sequence[Stream], pause_s: float
+) -> None:
     pcm = noise(6.0)
     part = len(pcm) // 6
-    streams = [await connect(ingress.tcp_url, timeouts=TIMEOUTS) for _ in range(6)]
     results = [asyncio.create_task(collect(stream)) for stream in streams]
+    keys = [f"px:{{0}}:{stream.stream_id}:m" for stream in streams]
+
+    def epochs() -> list[bytes | None]:
+        return [own_stack.client.hget(key, "epoch") for key in keys]
+
     for number in range(6):
         if number in (1, 3, 5):
+            await until(lambda: set(epochs()) == {b"1"}, what="owners")
             own_stack.client.execute_command("CLIENT", "PAUSE", int(pause_s * 1000), "ALL")
             newcomers = [asyncio.create_task(transcribe(ingress.tcp_url, pcm[:part])) for _ in range(3)]
         for stream in streams:
             await stream.send(pcm[number * part : (number + 1) * part])
         for newcomer in newcomers if number else ():
             assert (await newcomer)[-1].text == expected_text(pcm[:part])
-    keys = [f"px:{{0}}:{stream.stream_id}:m" for stream in streams]
-    assert [own_stack.client.hget(key, "epoch") for key in keys] == [b"1"] * len(keys)
+    assert epochs() == [b"1"] * len(keys)
     for stream, told in zip(streams, results, strict=True):
         await stream.finish()
         check_gapless(await told)

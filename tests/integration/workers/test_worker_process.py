@@ -22,7 +22,7 @@ from tests.service_process import ROOT, ServiceProcess
 from tests.waiting import wait_until
 from tests.worker_process import WorkerProcess
 
-THREADS = ("engine", "outlet", "snapshots", "sweeper", "heartbeat", "intake-0", "claimer-0")
+THREADS = ("engine", "outlet-0", "snapshots-0", "sweeper", "heartbeat", "intake-0", "claimer-0")
 ENDS_AT_START = "redis-check"
 
 
