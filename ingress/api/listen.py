@@ -80,6 +80,7 @@ async def _listen(recordings: Recordings, request: Request, query: ListenQuery) 
             "This server fetches nothing: send the recording itself as the body, not a 'url'.",
         )
     async with recordings.taken(client, asked.address) as recording:
+        recording.announced(asked.header("content-length"))
         with on_disk(), tempfile.TemporaryFile() as file:
             digest, head = await _spooled(request, file, recording.received)
             media = _media(head, query, Path(f"/proc/{os.getpid()}/fd/{file.fileno()}"))

@@ -161,6 +161,7 @@ async def _transcribe(recordings: Recordings, request: Request) -> Response:
     client = admitted(asked)
     async with AsyncExitStack() as stack:
         recording = await stack.enter_async_context(recordings.taken(client, asked.address))
+        recording.announced(asked.header("content-length"))
         upload = await stack.enter_async_context(received(request, recording.received))
         kind = upload.field("response_format") or "json"
         if kind not in FORMATS:

@@ -149,14 +149,22 @@ class Recording:
         self._stream: RecordingStream | None = None
         self._num_bytes = 0
 
+    def announced(self, length: str | None) -> None:
+        """Take the `Content-Length` of the upload, before its first byte. Raises BadUpload if too large."""
+        if length is not None:
+            self._check_size(int(length))
+
     def received(self, num_bytes: int) -> None:
         """Count bytes of the upload. Raises BadUpload if it is too large, StreamError if it was ended."""
         self._metrics.received_bytes["http"] += num_bytes
         self._num_bytes += num_bytes
-        if self._num_bytes > self.max_bytes:
+        self._check_size(self._num_bytes)
+        self._raise_if_ended()
+
+    def _check_size(self, num_bytes: int) -> None:
+        if num_bytes > self.max_bytes:
             mib = self.max_bytes / (1 << 20)
             raise BadUpload(f"The upload is over {mib:g} MiB (--max-upload-mb).", "file", too_large=True)
-        self._raise_if_ended()
 
     def end(self, error: StreamError) -> None:
         """End the recording, whether it is being received or transcribed."""

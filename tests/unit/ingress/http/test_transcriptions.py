@@ -256,6 +256,18 @@ async def test_uploads_are_bounded_while_they_are_received(target: str) -> None:
         assert (await posted(harness.ws_port, "/v1/listen", silence(1)))[0] == 200
 
 
+@pytest.mark.parametrize("target", ["/v1/listen", "/v1/audio/transcriptions"])
+async def test_an_upload_that_is_announced_as_too_large_is_not_waited_for(target: str) -> None:
+    recordings = recordings_of(ScriptedBackplane(), max_bytes=1000)
+    endpoints = (*listen_endpoints(recordings), *transcription_endpoints(recordings))
+    async with serving(ScriptedBackplane(), endpoints=endpoints) as harness:
+        client = await harness.raw_ws()
+        head = f"POST {target} HTTP/1.1\r\nHost: h\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        await client.send(f"{head}Expect: 100-continue\r\nContent-Length: 1001\r\n\r\n".encode())
+        assert (await client.response())[0] == 413
+        await client.close()
+
+
 def full_file() -> FileIO:
     """Return a file on a disk that is full."""
     return FileIO("/dev/full", "w+")
