@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 
 from common.entries import IngressId, WorkerId, decode_assignment
-from common.errors import RedisUnavailable
+from common.errors import EntryError, RedisUnavailable
 from common.monitoring.families import STAGES
 from common.redis.clients import REDIS_ERROR, AsyncRedis
 from common.redis.connect import Argument, pack
@@ -219,11 +220,14 @@ async def read_status(redis: AsyncRedis, keys: Keys) -> dict[str, Any]:
 
 async def _backlog(redis: AsyncRedis, server: int, keys: Keys, shard: int) -> _Backlog:
     assignments = keys.assignments(shard)
-    (entries,) = await _replies(redis, server, [("XRANGE", assignments, "-", "+")])
-    streams = [decode_assignment(entry_id, fields).stream for entry_id, fields in entries]
-    owned = 0
-    if entries:
-        (owned,) = await _replies(redis, server, [scripts.num_owned(assignments)])
+    # In one round trip: a stream that is claimed in between would be owned, and not among all.
+    entries, owned = await _replies(
+        redis, server, [("XRANGE", assignments, "-", "+"), scripts.num_owned(assignments)]
+    )
+    streams = []
+    for entry_id, fields in entries:
+        with suppress(EntryError):  # workers leave it alone, too, and log it
+            streams.append(decode_assignment(entry_id, fields).stream)
     raw_depth = raw_streams = encoded_depth = encoded_streams = 0
     for at in range(0, len(streams), _BATCH):
         audio = [keys.stream(stream).audio for stream in streams[at : at + _BATCH]]
@@ -234,7 +238,9 @@ async def _backlog(redis: AsyncRedis, server: int, keys: Keys, shard: int) -> _B
             raw_streams += undelivered > 0
             encoded_depth += unacknowledged
             encoded_streams += unacknowledged > 0
-    return _Backlog(raw_depth, raw_streams, encoded_depth, encoded_streams, owned, len(entries) - owned)
+    return _Backlog(
+        raw_depth, raw_streams, encoded_depth, encoded_streams, owned, max(0, len(entries) - owned)
+    )
 
 
 async def _replies(redis: AsyncRedis, server: int, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:

@@ -306,3 +306,33 @@ async def test_the_backlog_is_known_after_a_takeover_and_a_trim(redis_url: str) 
             client.xreadgroup(f"asr-{epoch}", "w", {audio: ">"}, count=2)
             queues = (await read_status(redis, Keys()))["queues"]
             assert (queues["raw_depth"], queues["encoded_depth"]) == (raw - 2, 2)
+
+
+async def test_an_assignment_that_cannot_be_read_hides_no_status(redis_url: str) -> None:
+    client = raw_client(redis_url)
+    client.xgroup_create("px:{0}:new", "workers", mkstream=True)
+    client.expire("px:{0}:new", 60)
+    client.xadd("px:{0}:new", {"other": "program"})
+    client.xadd("px:{0}:new", {"sid": 7, "v": LAYOUT_VERSION})
+    async with connected(redis_url) as redis:
+        status = await read_status(redis, Keys())
+    assert status["scheduler"] == {"active": 0, "waiting": 2}
+
+
+async def test_streams_that_are_claimed_meanwhile_are_not_fewer_than_none(redis_url: str) -> None:
+    client = raw_client(redis_url)
+    client.xgroup_create("px:{0}:new", "workers", mkstream=True)
+    client.expire("px:{0}:new", 60)
+    async with connected(redis_url) as redis:
+        connection = redis.pipelined(0)
+        send = connection.send
+
+        def claimed_before(*arguments: Any) -> Any:
+            client.xadd("px:{0}:new", {"sid": client.xlen("px:{0}:new") + 1, "v": LAYOUT_VERSION})
+            client.xreadgroup("workers", "w-1", {"px:{0}:new": ">"})
+            return send(*arguments)
+
+        connection.send = claimed_before  # type: ignore[assignment, method-assign]
+        status = await read_status(redis, Keys())
+    assert status["scheduler"]["active"] > 0
+    assert status["scheduler"]["waiting"] == 0
