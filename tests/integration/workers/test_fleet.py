@@ -72,11 +72,9 @@ async def test_any_ingress_tells_the_documented_status_of_streams_at_all(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("stopped", "number"),
-    [((0, 1), signal.SIGTERM), ((0, 2), signal.SIGKILL), ((1, 2), signal.SIGTERM)],
-)
-async def test_any_two_of_three_idle_workers_stop_and_come_back(
+@pytest.mark.one_server
+@pytest.mark.parametrize(("stopped", "number"), [((0, 1), signal.SIGTERM), ((1, 2), signal.SIGKILL)])
+async def test_two_of_three_idle_workers_stop_and_come_back(
     redis_url: str, tmp_path: Path, stopped: tuple[int, int], number: signal.Signals
 ) -> None:
     """The third serves alone meanwhile, and the two alone afterwards, each with all its slots."""
