@@ -1,7 +1,4 @@
-"""The audio of one stream on its way to Redis: held until the stream exists, then queued for the audio log.
-
-common/streams/audio_log.py commits it.
-"""
+"""The audio of one stream on its way to Redis: held until the stream exists, then queued for the log."""
 
 from __future__ import annotations
 
@@ -10,16 +7,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from common.entries import AudioEntry, Bytes, IngressId, WorkerId, audio_entry_id, mark_bytes
 from common.errors import InternalFault, StreamError, Unavailable
 from common.messages import Audio, Encoding, Finalize, Phrases
 from common.redis.connect import pack
 from common.redis.keys import StreamKeys
-
-if TYPE_CHECKING:  # the two modules need each other: entries are queued here and committed there
-    from common.streams.audio_log import AudioLog, ServerLog
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +49,22 @@ def _weight(item: Audio | IngressId | Mark) -> int:
     if isinstance(item, Phrases):
         return mark_bytes(item.phrases)
     return mark_bytes() if isinstance(item, Finalize) else 0
+
+
+class Log(Protocol):
+    """What commits the entries of appenders (`ServerLog` of common/streams/audio_log.py)."""
+
+    def ready_key(self, shard: int, owner: WorkerId) -> bytes:
+        """Return the key of a worker's ready set."""
+
+    def queued(self, appender: Appender, audio: Audio | None) -> None:
+        """Commit an entry of this appender, of `audio` or of a mark."""
+
+    def announce(self, appender: Appender) -> None:
+        """Put the stream into its owner's ready set."""
+
+    def suspect_loss(self) -> None:
+        """Note that Redis may have lost its last writes."""
 
 
 class Appender:
@@ -103,7 +113,7 @@ class Appender:
 
     def __init__(
         self,
-        log: ServerLog,
+        log: Log,
         keys: StreamKeys,
         connection: int,
         next_seq: int,
@@ -344,17 +354,18 @@ class StreamAudio:
 
     on_room: called when there is room again, after `append` returned False.
     on_failure: called instead if there will be no room, and no other call reports that.
+    appender: None before the stream is in Redis, and where it could not be created.
     finished: whether a final mark was queued.
     """
 
     __slots__ = (
-        "_appender",
         "_held",
         "_held_bytes",
         "_on_failure",
         "_on_room",
         "_settled",
         "_start_task",
+        "appender",
         "finished",
     )
 
@@ -364,7 +375,7 @@ class StreamAudio:
         self._start_task = start_task
         self._on_failure = on_failure
         self._on_room: Callable[[], None] | None = on_room  # None while a task waits for room
-        self._appender: Appender | None = None
+        self.appender: Appender | None = None
         self._held: list[Audio | Mark] = []
         self._held_bytes = 0
         self._settled = asyncio.Event()  # the stream was created, or could not be
@@ -376,7 +387,7 @@ class StreamAudio:
             self.finished = True
         elif not audio.payload:
             return True  # empty audio is ignored: its number would have no bound
-        appender = self._appender
+        appender = self.appender
         if appender is not None and appender.failed is None:
             appender.append(audio)
             return appender.pending_bytes <= MAX_PENDING_BYTES or self._is_full()
@@ -387,7 +398,7 @@ class StreamAudio:
         return self.finished or self._put(mark)
 
     def _put(self, item: Audio | Mark) -> bool:
-        appender = self._appender
+        appender = self.appender
         if appender is None:
             if self._settled.is_set():
                 return True  # it could not be created
@@ -418,7 +429,7 @@ class StreamAudio:
 
         finished: whether the audio of a stream that another connection began has ended.
         """
-        self._appender = appender
+        self.appender = appender
         if finished is not None:
             self.finished = finished
         held, self._held, self._held_bytes = self._held, [], 0
@@ -429,58 +440,45 @@ class StreamAudio:
 
     def set_owner(self, worker: WorkerId) -> None:
         """Note the worker whose ready set gets the stream when audio comes."""
-        if self._appender is not None:
-            self._appender.set_owner(worker)
+        if self.appender is not None:
+            self.appender.set_owner(worker)
 
     @property
     def pending_bytes(self) -> int:
         """Bytes of audio that Redis has not confirmed yet; for any thread."""
-        appender = self._appender
+        appender = self.appender
         return self._held_bytes if appender is None else appender.pending_bytes
 
     @property
     def can_append(self) -> bool:
         """Whether audio, or a final mark, can be appended."""
-        return self._appender is not None and self._appender.failed is None
+        return self.appender is not None and self.appender.failed is None
 
     @property
     def failed(self) -> bool:
         """Whether it was opened, and no more can be appended."""
-        return self._appender is not None and self._appender.failed is not None
+        return self.appender is not None and self.appender.failed is not None
 
     def begin_again(self) -> bool:
         """Write the whole stream anew for a Redis that has lost it; return False if not all of it is kept."""
-        return self._appender is not None and self._appender.begin_again()
+        return self.appender is not None and self.appender.begin_again()
 
     def drop_kept(self) -> None:
         """Drop the kept entries: none will be needed again."""
-        if self._appender is not None:
-            self._appender.drop_kept()
+        if self.appender is not None:
+            self.appender.drop_kept()
 
     def drop_origin(self) -> None:
         """Prevent that this process creates the stream anew."""
-        if self._appender is not None:
-            self._appender.drop_origin()
-
-    def successor(self, log: AudioLog, on_failure: Callable[[Unavailable], None]) -> Appender | None:
-        """Return a new appender to follow the one that failed, for the final mark; None if there was none."""
-        failed = self._appender
-        if failed is None:
-            return None
-        return log.open(
-            failed.keys,
-            on_failure,
-            connection=failed.connection,
-            next_seq=failed.next_seq,
-            first_sample=failed.first_sample,
-        )
+        if self.appender is not None:
+            self.appender.drop_origin()
 
     async def _wait_for_room(self, on_room: Callable[[], None]) -> None:
         try:
             await self._settled.wait()
-            if self._appender is None:
+            if self.appender is None:
                 return
-            await self._appender.room(RESUME_READING_BYTES)
+            await self.appender.room(RESUME_READING_BYTES)
         except StreamError:
             return  # the failure is reported
         except Exception:

@@ -110,6 +110,16 @@ class AudioLog:
         log.appenders.add(appender)
         return appender
 
+    def reopen(self, failed: Appender, on_failure: Callable[[Unavailable], None]) -> Appender:
+        """Return an appender to follow one that failed, for the final mark."""
+        return self.open(
+            failed.keys,
+            on_failure,
+            connection=failed.connection,
+            next_seq=failed.next_seq,
+            first_sample=failed.first_sample,
+        )
+
     @property
     def num_restored(self) -> int:
         """Number of entries that were written again, since Redis had lost them; for any thread."""

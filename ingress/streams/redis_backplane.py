@@ -445,7 +445,10 @@ class RedisBackplane:
         give_up_at = self._loop.time() + self._settings.stream_ttl_s
 
         def append() -> None:
-            appender = link.audio.successor(self._audio, again) or self._audio.open(link.keys, again)
+            failed = link.audio.appender
+            appender = (
+                self._audio.open(link.keys, again) if failed is None else self._audio.reopen(failed, again)
+            )
             appender.append(Audio(b"", final=True))
 
         def again(error: Unavailable) -> None:
