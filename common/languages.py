@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -19,10 +20,21 @@ class Languages:
     names: the model's own names, such as `en` or `de-DE`, the preferred ones first; empty where they are not
         known.
     prompted: whether a stream chooses one of them by its option `language`.
+    letters: the characters that its pieces have, but the space; empty where they are not known, or where it
+        writes any.
     """
 
     names: tuple[str, ...] = ()
     prompted: bool = False
+    letters: str = ""
+
+    def can_write(self, text: str) -> bool:
+        """Return whether the model can write a phrase, in one of the cases in which it is looked for."""
+        if not self.letters:
+            return True
+        plain = unicodedata.normalize("NFKC", text)
+        cases = (plain, plain.lower(), plain.upper())
+        return any(all(mark in self.letters or mark.isspace() for mark in one) for one in cases)
 
     def option_for(self, tag: str | None) -> str | None:
         """Return the option `language` of a stream whose client names a language by a tag of BCP 47.

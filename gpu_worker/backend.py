@@ -110,6 +110,7 @@ def make_backend(settings: WorkerSettings, *, rings: AllocateRings | None = None
             phrases_digest(built.common_phrases),
             ",".join(built.languages.names),
             "on" if built.languages.prompted else "off",
+            built.languages.letters,
         ),
         wake_with,
         _capacity(built.engine, settings),

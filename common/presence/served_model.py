@@ -19,7 +19,7 @@ from common.redis.keys import SERVED_MODEL_LEAST_TTL_MS, Keys
 from common.redis.pipelined import SyncClient
 from common.redis.scripts import presence
 
-_NOT_COMPARED: Final = ("model", "languages", "prompted")
+_NOT_COMPARED: Final = ("model", "languages", "prompted", "letters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class ServedModel:
     phrases: digest of the phrases of all streams (common/phrases.py).
     languages: names of the model's languages, separated by commas, for ingresses; not compared.
     prompted: `on` if a stream chooses one of the languages; not compared.
+    letters: the characters that the model can write, as `Languages` has them; not compared.
     """
 
     model: str
@@ -44,6 +45,7 @@ class ServedModel:
     phrases: str = "none"
     languages: str = ""
     prompted: str = "off"
+    letters: str = ""
 
     def agree(self, client: SyncClient, keys: Keys, lease_ms: int) -> None:
         """Agree on it with the cluster, and renew the key.
@@ -81,11 +83,11 @@ async def served_languages(client: PipelinedCommands, keys: Keys) -> Languages:
     Raises RedisUnavailable.
     """
     try:
-        fields = await client.execute_command("HMGET", keys.served_model, "languages", "prompted")
+        fields = await client.execute_command("HMGET", keys.served_model, "languages", "prompted", "letters")
     except (REDIS_ERROR, OSError) as error:
         raise RedisUnavailable from error
-    names, prompted = (field.decode() if field else "" for field in fields)
-    return Languages(tuple(filter(None, names.split(","))), prompted == "on")
+    names, prompted, letters = (field.decode() if field else "" for field in fields)
+    return Languages(tuple(filter(None, names.split(","))), prompted == "on", letters)
 
 
 def leave(client: SyncClient, keys: Keys, worker: WorkerId) -> None:

@@ -24,6 +24,7 @@ END_OF_BACKCHANNEL: Final = "<EOB>"
 _LANGUAGE_TAG: Final = re.compile(rf"{SPACE_MARK}?<[a-z]{{2}}-[A-Z]{{2}}>")
 # Characters that SentencePiece encodes in one call, in about half a millisecond.
 _CALL_CHARS: Final = 4_096
+_MOST_LETTERS: Final = 4_096
 _UNKNOWN_SURFACE: Final = " \u2047 "
 # Punctuation that closes the word before it; marks that open a word are not included.
 _CLOSING: Final = re.compile(r"[.,?!;:…。，、？！；：]+")
@@ -81,6 +82,16 @@ class Tokenizer:
             return cls(path.read_bytes(), str(path))
         except OSError as error:
             raise TokenizerError(f"{path} cannot be read: {error.strerror}.") from error
+
+    @property
+    def letters(self) -> str:
+        """The characters of its pieces, but the space.
+
+        Empty if it spells any character in bytes, or has more of them than an ingress shall read each second.
+        """
+        written = (text for index, text in enumerate(self._texts) if index not in self._unwritable)
+        letters = set("".join(written)) - {" "}
+        return "" if any(self._is_byte) or len(letters) > _MOST_LETTERS else "".join(sorted(letters))
 
     def piece(self, token: int) -> str:
         """Return the vocabulary's piece of an id. Raises IndexError."""

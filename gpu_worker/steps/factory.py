@@ -140,7 +140,11 @@ def make_engine(
         common_phrases=config.common_phrases,
         vocabulary=loaded.tokenizer.model,
         prompt=prompt,
-        languages=spoken_languages(loaded.source, (name for name, _ in prompt.languages) if prompt else ()),
+        languages=spoken_languages(
+            loaded.source,
+            (name for name, _ in prompt.languages) if prompt else (),
+            loaded.tokenizer.letters,
+        ),
     )
 
 
@@ -180,7 +184,9 @@ def _make_nemo_engine(
         chunk_ms=chunk_ms,
         weights=model.weights_name,
         context=model.context,
-        languages=spoken_languages(settings.model or size_source(settings.model_size), model.languages),
+        languages=spoken_languages(
+            settings.model or size_source(settings.model_size), model.languages, model.tokenizer.letters
+        ),
     )
 
 

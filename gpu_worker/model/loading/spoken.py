@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -18,17 +19,18 @@ _ENGLISH_SOURCES: Final = frozenset((_TINY, *HUB_IDS.values()))
 _ENGLISH_ORIGINS: Final = _ENGLISH_SOURCES | {"tiny", *HUB_IDS}
 
 
-def spoken_languages(source: str, prompts: Iterable[str]) -> Languages:
+def spoken_languages(source: str, prompts: Iterable[str], letters: str = "") -> Languages:
     """Return the languages of a model.
 
     source: folder, file or hub id of the model. prompts: names of the model's language prompts.
+    letters: as the tokenizer has them.
     """
     # Ingresses read the names from a list with commas between them.
     names = tuple(name for name in prompts if "," not in name)
     if names:
-        return Languages(names, prompted=True)
+        return Languages(names, prompted=True, letters=letters)
     is_english = source in _ENGLISH_SOURCES or _origin(Path(source)) in _ENGLISH_ORIGINS
-    return ENGLISH if is_english else UNKNOWN
+    return replace(ENGLISH if is_english else UNKNOWN, letters=letters)
 
 
 def size_source(size: str) -> str:

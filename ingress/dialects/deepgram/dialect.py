@@ -138,7 +138,7 @@ class DeepgramDialect:
         return None
 
     def _configure(self, keyterms: object) -> Phrases | None:
-        """Reply to `Configure`; the features that it names change nothing."""
+        """Reply to `Configure` with the key terms in effect; the features that it names change nothing."""
         request_id = self._query.request_id
         if keyterms is None:
             self._reply(type="ConfigureSuccess", request_id=request_id)
@@ -152,7 +152,8 @@ class DeepgramDialect:
             code = "CONFIGURE_KEYTERM_LIMIT_EXCEEDED" if too_many else "CONFIGURE_INTERNAL_ERROR"
             self._reply(type="ConfigureFailure", request_id=request_id, code=code, description=error.message)
             return None
-        self._reply(type="ConfigureSuccess", request_id=request_id, keyterms=keyterms)
+        in_effect = [term for term in keyterms if self._query.languages.can_write(term)]
+        self._reply(type="ConfigureSuccess", request_id=request_id, keyterms=in_effect)
         return Phrases(phrases)
 
     def _reply(self, **fields: object) -> None:

@@ -54,6 +54,7 @@ class ListenQuery:
     utterance_end_s: seconds of audio from the last word of a final to `UtteranceEnd`; None for no such event.
     vad_events: whether starts of speech are reported.   options: options of each stream.
     utterances: for a recording, whether its utterances are part of the answer.
+    languages: those of the served model.
     """
 
     request_id: str
@@ -67,6 +68,7 @@ class ListenQuery:
     vad_events: bool = False
     utterances: bool = False
     options: StreamOptions = field(default_factory=StreamOptions)
+    languages: Languages = UNKNOWN
 
     @property
     def num_streams(self) -> int:
@@ -157,6 +159,7 @@ def _parse(fields: _Fields, request_id: str, languages: Languages, *, recording:
             language=languages.option_for(fields.text("language")),
             phrases=phrases_of(fields.texts("keyterm"), fields.texts("keywords")),
         ),
+        languages=languages,
     )
 
 

@@ -86,7 +86,9 @@ def test_it_holds_while_a_worker_lives(redis: SyncRedis) -> None:
     other.agree(redis.cluster, keys, 1000)
 
 
-@pytest.mark.parametrize("languages", [Languages(("en-US", "de-DE"), prompted=True), ENGLISH, UNKNOWN])
+@pytest.mark.parametrize(
+    "languages", [Languages(("en-US", "de-DE"), prompted=True, letters="a\u00e4\U0001f980"), ENGLISH, UNKNOWN]
+)
 async def test_ingresses_read_the_languages(redis: SyncRedis, redis_url: str, languages: Languages) -> None:
     keys = Keys()
     reader = AsyncRedis(RedisServers.parse((redis_url,)))
@@ -94,10 +96,13 @@ async def test_ingresses_read_the_languages(redis: SyncRedis, redis_url: str, la
         client = PipelinedCommands(reader, 0)
         assert await served_languages(client, keys) == UNKNOWN
         TINY.agree(redis.cluster, keys, 1000)
-        redis.cluster.execute_command("HDEL", keys.served_model, "languages", "prompted")  # an older release
+        redis.cluster.execute_command(
+            "HDEL", keys.served_model, "languages", "prompted", "letters"
+        )  # an older release
         assert await served_languages(client, keys) == UNKNOWN
         names, prompted = ",".join(languages.names), "on" if languages.prompted else "off"
-        replace(TINY, languages=names, prompted=prompted).agree(redis.cluster, keys, 1000)
+        told = replace(TINY, languages=names, prompted=prompted, letters=languages.letters)
+        told.agree(redis.cluster, keys, 1000)
         assert await served_languages(client, keys) == languages
         # Releases may differ in what they know of the same weights: the first one's word holds.
         replace(TINY, languages="fr", prompted="off").agree(redis.cluster, keys, 1000)

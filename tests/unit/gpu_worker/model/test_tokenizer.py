@@ -10,6 +10,9 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.languages import Languages
+from common.phrases import parse_phrases
+from gpu_worker.boosting.spelling import spellings
 from gpu_worker.engine.transcript import TextState
 from gpu_worker.model.errors import TokenizerError
 from gpu_worker.model.loading.checkpoint import BUNDLED
@@ -149,3 +152,14 @@ def test_what_begins_a_word_and_what_closes_one() -> None:
     tokenizer.start_utterance(state)
     tokenizer.extend(state, [pieces["▁"], pieces["o"]])
     assert state.text == "ok. t o", "one space, whatever the utterance before ended with"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Jane Doe", "ZYRTEC", "caf\u00e9", "R2-D2", "don't", "\u65e5\u672c", "two  words", "\uff32edis", "5"],
+)
+def test_what_its_letters_say_is_what_it_can_spell(text: str) -> None:
+    languages = Languages(letters=TINY.letters)
+    phrase = parse_phrases([{"text": text, "optional": True}])
+    assert languages.can_write(text) == bool(spellings(TINY, phrase)[0])
+    assert Languages(letters=BYTES.letters).can_write(text), "bytes spell anything"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from common.errors import ClientFault, ErrorCode, NoFreeStream, RedisUnavailable, StreamError
+from common.languages import Languages
 from common.messages import (
     Ack,
     Audio,
@@ -217,6 +218,17 @@ def test_interim_results_of_a_slow_reader_become_the_latest() -> None:
     assert dialect.merge(one.says, two.says) == Frame(two.data, two.says)
     (final,) = dialect.encode(_utterance(3, "go on", 0.9, 1.5), 0)
     assert final.says is None
+
+
+def test_keyterms_that_the_model_cannot_write_are_not_among_those_in_effect() -> None:
+    query = parse_listen_query(_RAW, Languages(("en",), letters="CRabcdefghiklmnoprstu"))
+    dialect = DeepgramDialect(query)
+    message = {"type": "Configure", "keyterms": ["Redis", "R2-D2", "caf\u00e9", "CRISP"]}
+    changed = dialect.decode_text(json.dumps(message).encode())
+    assert isinstance(changed, Phrases)
+    assert len(changed.phrases) == 4, "the worker knows best"
+    (answer,) = _replies(dialect)
+    assert (answer["type"], answer["keyterms"]) == ("ConfigureSuccess", ["Redis", "CRISP"])
 
 
 def test_keyterms_are_replaced_while_the_stream_goes_on() -> None:
