@@ -193,6 +193,7 @@ class TranscribeSettings:
     source: str
     mic: bool
     real_time: bool
+    recording: bool
     message_ms: int
     input_rate: int
     json: bool

@@ -369,6 +369,8 @@ FLAGS: tuple[Flag, ...] = (
          "Clients", ("transcribe",), "on|off", "on"),
     Flag("real_time", OnOff(), "off", "send a file as fast as it was spoken, not as fast as possible",
          "Clients", ("transcribe",), "on|off", "on"),
+    Flag("recording", OnOff(), "off", "stdin has a recording, and nobody who speaks now: more than five minutes of it may go faster than they were spoken",
+         "Clients", ("transcribe",), "on|off", "on"),
     Flag("api_key", Text("a key of visible ASCII characters", r"[!-~]*"), "",
          "API key; prefer its environment variable, since ps shows command lines",
          "Clients", ("transcribe",), "KEY"),

@@ -93,6 +93,9 @@ class Handshake:
             raise lost from error
         try:
             return channel, await self._expect(channel)
+        except ServerSilent:
+            await channel.close()
+            raise ServerSilent(f"{url} did not answer within {self._timeout_s:g} s.") from None
         except BaseException:  # also if the caller was cancelled: no code owns the socket then
             await channel.close()
             raise

@@ -27,6 +27,7 @@ async def transcribe(
     on_result: Callable[[Result], None] = lambda _: None,
     message_ms: int = MESSAGE_MS,
     real_time: bool = False,
+    recording: bool = False,
     stop: asyncio.Event | None = None,
     api_key: str | None = None,
 ) -> Result:
@@ -37,6 +38,8 @@ async def transcribe(
         iterable of them, in the options' encoding and at their rate.
     message_ms, real_time: for recordings and sources, the audio of a message, and whether each is sent when
         its last sample is spoken, and not as fast as the server takes it.
+    recording: whether a source that does not tell its length, such as stdin, holds a recording: the server
+        holds such audio back where it comes much faster than anybody speaks.
     stop: once it is set, no more audio is sent and the stream is finished.
     api_key: key for a server that requires one.
 
@@ -51,8 +54,8 @@ async def transcribe(
         source = audio
     if source is not None:
         # A file is sent as fast as it goes; a microphone, or a pipe, may be somebody who speaks.
-        recording = source.seconds is not None and not real_time
-        options = replace(options, sample_rate=source.rate, encoding="pcm16", recording=recording)
+        spoken_before = (recording or source.seconds is not None) and not real_time
+        options = replace(options, sample_rate=source.rate, encoding="pcm16", recording=spoken_before)
         blocks = stream_blocks(source, message_ms, real_time=real_time)
     else:
         assert not isinstance(audio, str | Path)

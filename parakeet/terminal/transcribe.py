@@ -101,6 +101,7 @@ class _Run:
                 on_result=self._show,
                 message_ms=settings.message_ms,
                 real_time=settings.real_time,
+                recording=settings.recording,
                 stop=self._stop,
                 api_key=settings.api_key or None,
             )

@@ -113,7 +113,7 @@ async def test_a_server_that_says_nothing_is_a_typed_error() -> None:
     server = await asyncio.start_server(ignore, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        with pytest.raises(ServerSilent):
+        with pytest.raises(ServerSilent, match=f"tcp://127.0.0.1:{port} did not answer within"):
             await connect(f"tcp://127.0.0.1:{port}", timeouts=ClientTimeouts(connect_s=0.2))
 
 

@@ -9,6 +9,8 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from pathlib import Path
 
+import pytest
+
 from common.entries import LineKind
 from common.errors import ErrorCode, Unavailable
 from common.phrases import Phrase
@@ -170,3 +172,15 @@ async def test_an_address_that_cannot_be_one_is_a_wrong_command_line() -> None:
     assert process.returncode == 2
     assert err.decode().startswith("parakeet-server transcribe: --url got 'ws://host:99999'")
     assert err.decode().count("\n") == 1
+
+
+@pytest.mark.parametrize("recording", [True, False])
+async def test_a_recording_on_stdin_goes_as_one_where_that_is_said(recording: bool) -> None:
+    """A server holds back what comes much faster than anybody speaks, unless it is a recording."""
+    async with serving(ScriptedBackplane(echo=True)) as harness:
+        process = await _start(harness, "-", *(["--recording"] if recording else []), stdin=PIPE)
+        async with asyncio.timeout(60):
+            await process.communicate(bytes(32_000))
+        assert process.returncode == 0
+        assert harness.backplane.link.options is not None
+        assert harness.backplane.link.options.recording is recording
