@@ -185,25 +185,25 @@ class MediaInlet:
                 return
             else:
                 await self._settle()
-                self._tell(item)
+                await self._tell(item)
             self._items.popleft()
             self._let_in(cost)
 
-    def _tell(self, message: ClientMessage) -> None:
+    async def _tell(self, message: ClientMessage) -> None:
         """Hand a message on, now or with the first samples. Raises ClientFault where too many wait."""
-        if self._knows_rate and not self._early:
-            self._sink.received_decoded(message)
-            return
         if len(self._early) >= _MAX_EARLY:
             raise ClientFault(
                 ErrorCode.TOO_MUCH_AUDIO, f"More than {_MAX_EARLY} messages wait for audio: send audio first."
             )
         self._early.append(message)
+        if self._knows_rate:
+            await self._tell_early()
 
     async def _tell_early(self) -> None:
         while self._early:
             await self._until_taken()
-            self._sink.received_decoded(self._early.popleft())
+            if self._early:  # else the other task has handed it on
+                self._sink.received_decoded(self._early.popleft())
 
     async def _until_taken(self) -> None:
         """Wait until the sink takes audio, and messages as well: it may wait for its streams."""

@@ -206,9 +206,13 @@ async def test_messages_before_the_first_sample_begin_no_stream_of_another_rate(
         assert (await heard(client))[-1]["type"] == "Metadata"
 
 
-async def test_messages_that_begin_a_slot_anew_are_taken_in_order() -> None:
+@pytest.mark.parametrize("query", ["", _OPUS])
+async def test_messages_that_begin_a_slot_anew_are_taken_in_order(query: str) -> None:
     backplane = ScriptedBackplane()
-    async with decoding(backplane, begin_timeout_s=0.1) as (harness, _), connect(url(harness, "")) as client:
+    async with (
+        decoding(backplane, begin_timeout_s=0.1) as (harness, _),
+        connect(url(harness, query)) as client,
+    ):
         await wait_until(lambda: backplane.link.log == ["abandon"])
         for _ in range(2):
             await client.send('{"type":"Finalize"}')
