@@ -61,6 +61,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _WAIT_S: Final = 1.0
+# Time for commands between two steps. A lane loads a snapshot through its group, which takes half a step of
+# the device: a takeover of a thousand streams would take a turn of seconds, and count as a hang.
+_COMMANDS_S: Final = 0.03
 
 
 class EngineThread(Part):
@@ -155,11 +158,20 @@ class EngineThread(Part):
             commands = list(self._inbox)
             self._inbox.clear()
         self._busy_since = time.monotonic()
-        for command in commands:
-            self._apply(command)
+        self._apply_some(commands)
         if self._engine.has_work():
             self._step()
         return True
+
+    def _apply_some(self, commands: Sequence[Command]) -> None:
+        """Apply commands in order, for about `_COMMANDS_S`; those that are left go back into the queue."""
+        since = time.monotonic()
+        for done, command in enumerate(commands, 1):
+            self._apply(command)
+            if done < len(commands) and time.monotonic() - since > _COMMANDS_S:
+                with self._wake:
+                    self._inbox.extendleft(reversed(commands[done:]))
+                return
 
     def _step(self) -> None:
         started = time.monotonic()
