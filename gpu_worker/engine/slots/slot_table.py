@@ -36,7 +36,8 @@ class Plan:
     `start_B` is each row's first encoder frame, `frames_B` the number of its valid frames, `ends_B` says
     which rows are their stream's last and `chunks_B` how many whole chunks they hold (a last row may have
     frames after them, or no chunk); `order_B` identifies the stream that had the slot when the plan was made.
-    `one_each`: whether every row is one whole chunk, and no stream's last, as nearly always.
+    `one_each`: whether every row is one whole chunk, and no stream's last, as nearly always. `num_late`: its
+    part of the table's `num_late`.
     """
 
     slots_B: NDArray[np.int64]
@@ -46,6 +47,7 @@ class Plan:
     chunks_B: NDArray[np.int64]
     order_B: NDArray[np.int64]
     one_each: bool
+    num_late: int = 0
 
     def of(self, is_chosen_B: NDArray[np.bool_]) -> Plan:
         """Return the plan with some of its rows."""
@@ -239,9 +241,11 @@ class SlotTable:
             ending, left = self._ending(slots, start, finished)
         most = self._chunks(waiting[~finished] if len(ending) else waiting, left, max_chunks)
         chunks = np.minimum(waiting, most)
+        num_late = 0
         if waiting.max() > 1:
             late = np.maximum(np.minimum(chunks, waiting - 1), 0)
-            self.num_late += int((late * ~self.recording[slots]).sum())
+            num_late = int((late * ~self.recording[slots]).sum())
+            self.num_late += num_late
         frames = chunks * self.clock.chunk_frames
         ends = np.zeros(len(slots), dtype=np.bool_)
         if len(ending):
@@ -251,7 +255,8 @@ class SlotTable:
         self.plan_from(slots, start + frames)
         self.ended[slots] = ends
         self.needed[slots[ends]] = _NEVER
-        return Plan(slots, start, frames, ends, chunks, self.order[slots], one_each=False)
+        order = self.order[slots]
+        return Plan(slots, start, frames, ends, chunks, order, one_each=False, num_late=num_late)
 
     def _ending(
         self, slots: NDArray[np.int64], start: NDArray[np.int64], finished: NDArray[np.bool_]
@@ -285,6 +290,7 @@ class SlotTable:
 
     def unplan(self, plan: Plan) -> None:
         """Undo the newest plan, whose rows have not been launched; its streams keep their turn."""
+        self.num_late -= plan.num_late
         alive = self.order[plan.slots_B] == plan.order_B
         slots = plan.slots_B[alive]
         self.ended[slots] = False

@@ -145,12 +145,14 @@ def test_a_slot_forgets_that_it_had_a_recording() -> None:
     assert not table.recording.any()
 
 
-def test_unplanned_rows_keep_their_turn() -> None:
+def test_unplanned_rows_keep_their_turn_and_count_as_late_once() -> None:
     table = table_with([100_000] * 3)
     plan = table.plan(2)
     assert plan is not None
+    assert table.num_late > 0
     table.unplan(plan)
     assert table.planned.tolist() == [0, 0, 0]
+    assert table.num_late == 0
     again = table.plan(2)
     assert again is not None
     assert again.slots_B.tolist() == plan.slots_B.tolist()
