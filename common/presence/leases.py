@@ -49,12 +49,14 @@ class WorkerLease:
         """Return when the lease ends, whoever holds it, by Redis' clock; 0 where nobody holds it."""
         return int(self._client.execute_command(*scripts.lease_end(self._keys, worker=self._worker)))
 
-    def renew(self) -> Renewal:
+    def renew(self, *, begins: bool = False) -> Renewal:
         """Take or renew the lease for `lease_ms`.
 
         Where it had lapsed, workers whose leases lapsed with it have this time, too: Redis stood still.
+
+        begins: whether a process starts with it. The lease of its predecessor has lapsed by itself.
         """
-        command = scripts.renew_lease(self._keys, worker=self._worker, ttl_ms=self._lease_ms)
+        command = scripts.renew_lease(self._keys, worker=self._worker, ttl_ms=self._lease_ms, begins=begins)
         return Renewal(int(self._client.execute_command(*command)))
 
     def report(self, fields: Mapping[str, str | int | float], *, takes: bool = False) -> bool:

@@ -167,7 +167,7 @@ class Heartbeat(Part):
         Raises the Redis client's errors.
         """
         self._write(takes=True)
-        self._renew()
+        self._renew(begins=True)
         self._watch.rests()
         super().start()
 
@@ -175,9 +175,9 @@ class Heartbeat(Part):
         """Return whether the lease is known to hold at this time (monotonic seconds)."""
         return now < self._held_until
 
-    def _renew(self) -> Renewal:
+    def _renew(self, *, begins: bool = False) -> Renewal:
         asked = time.monotonic()  # Redis counts from a later moment
-        renewal = self._lease.renew()
+        renewal = self._lease.renew(begins=begins)
         self._held_until = asked + self._lease_s
         return renewal
 

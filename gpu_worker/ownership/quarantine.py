@@ -125,7 +125,7 @@ class Quarantine:
         # Its lease begins before the process does: if this worker dies in between, the streams of both are
         # taken over.
         lease = self._lease()
-        lease.renew()
+        lease.renew(begins=True)
         settings = replace(
             self._settings,
             worker_id=self._name,

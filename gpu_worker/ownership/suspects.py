@@ -150,7 +150,7 @@ class SuspectRunner(Part):
         if not cleared:
             return
         # Assigned to a name whose lease then lapses: every worker with room takes a part of them.
-        self._heir_lease.renew()
+        self._heir_lease.renew(begins=True)
         self._claims.give([_assignment(flow.owned) for flow in cleared], self._heir)
         self._heir_lease.release()
         logger.info("%d suspects cleared", len(cleared))

@@ -48,9 +48,13 @@ def test_leases_that_lapse_together_are_given_time(redis_url: str) -> None:
         second.renew()
         time.sleep(0.01)
     assert set(first.lapsed_workers()) >= {"w3"}
+    _wait_until_lapsed([first, second])
+    # A process that starts under the name of a dead one says nothing of the others.
+    assert first.renew(begins=True) is Renewal.LAPSED
+    assert set(first.lapsed_workers()) >= {"w2", "w3"}
     third.release()
     second.release()
-    second.renew()  # as a process that is started again
+    second.renew(begins=True)  # as a process that is started again
     assert "w3" in first.lapsed_workers()
     redis.close()
 

@@ -9,9 +9,12 @@ from common.redis.keys import REGISTER_TTL_MS, WORKER_HASH_TTL_MS, Keys
 from common.redis.scripts import Command, run
 
 
-def renew_lease(keys: Keys, *, worker: WorkerId, ttl_ms: int) -> Command:
-    """Take or renew a worker's lease. Replies 1 if it held, 0 if it had lapsed, -1 if it is new."""
-    return run("presence/renew_lease", (keys.workers,), worker, ttl_ms, REGISTER_TTL_MS)
+def renew_lease(keys: Keys, *, worker: WorkerId, ttl_ms: int, begins: bool) -> Command:
+    """Take or renew a worker's lease. Replies 1 if it held, 0 if it had lapsed, -1 if it is new.
+
+    begins: whether the worker's process starts.
+    """
+    return run("presence/renew_lease", (keys.workers,), worker, ttl_ms, REGISTER_TTL_MS, int(begins))
 
 
 def lease_end(keys: Keys, *, worker: WorkerId) -> Command:

@@ -61,7 +61,8 @@ class Lease:
         self.failures = 0
         self.replaced = False
 
-    def renew(self) -> Renewal:
+    def renew(self, *, begins: bool = False) -> Renewal:
+        assert begins == (not self.renewals)
         if self.error is not None:
             self.failures += 1
             raise self.error
