@@ -71,10 +71,6 @@ class WorkerLease:
         )
         return bool(self._client.execute_command(*command))
 
-    def is_reported(self) -> bool:
-        """Return whether a process has served under this name of late, and not released the lease."""
-        return bool(self._client.execute_command("EXISTS", self._keys.worker(self._worker)))
-
     def release(self) -> None:
         """Let the lease lapse now: other workers take over the streams that it still owns at once."""
         self._client.execute_command(*scripts.release_lease(self._keys, worker=self._worker))

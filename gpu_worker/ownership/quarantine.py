@@ -56,6 +56,7 @@ class Quarantine:
         self._process: subprocess.Popen[bytes] | None = None
         self._name = WorkerId("")
         self._count = 0
+        self._taken_until_ms = 0  # end of the lease that this worker took for the process
         self._num_failed = 0
         self._gives_up_until = -math.inf
         self._stopped = False
@@ -126,6 +127,7 @@ class Quarantine:
         # taken over.
         lease = self._lease()
         lease.renew(begins=True)
+        self._taken_until_ms = lease.end_ms()
         settings = replace(
             self._settings,
             worker_id=self._name,
@@ -161,8 +163,10 @@ class Quarantine:
         log = logger.info if status == 0 else logger.error
         log("quarantined process %s ended with status %d", self._name, status)
         lease = self._lease()
-        self._num_failed = 0 if lease.is_reported() else self._num_failed + 1
+        # A process that serves renews the lease, and releases it at most of its ends.
+        has_served = lease.end_ms() != self._taken_until_ms
         lease.release()
+        self._num_failed = 0 if has_served else self._num_failed + 1
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._process = None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from common.entries import AssignmentEntry, StreamId, WorkerId
+from common.presence.leases import WorkerLease
 from common.redis.clients import RedisServers, SyncRedis
 from common.redis.keys import Keys
 from common.settings import WorkerSettings, parse
 from common.streams.claims import Claims
 from gpu_worker.ownership.quarantine import DEFAULT_MODULE, MOST_FAILED_STARTS, Quarantine
-from tests.servers import raw_client
 from tests.waiting import wait_until
 
 WORKER = WorkerId("w1")
@@ -64,17 +65,29 @@ def test_suspects_are_ended_for_a_while_where_no_process_starts(
     quarantine.stop(60.0)
 
 
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGKILL, -signal.SIGKILL),  # as a suspect does that crashes a kernel
+        (signal.SIGTERM, 0),  # it releases its lease, as after a hang, an exception, or for want of suspects
+    ],
+)
 def test_a_process_that_has_served_is_no_failed_start(
-    monkeypatch: pytest.MonkeyPatch, redis: SyncRedis, redis_url: str
+    monkeypatch: pytest.MonkeyPatch,
+    redis: SyncRedis,
+    redis_url: str,
+    number: signal.Signals,
+    status: int,
 ) -> None:
-    starts, client = Starts(monkeypatch), raw_client(redis_url)
+    starts = Starts(monkeypatch)
     quarantine = make(redis, redis_url, DEFAULT_MODULE)
-    for number in (1, 2):
-        assert quarantine.isolate(ENTRY)
-        name = WorkerId(f"{WORKER}-q{number}")
-        wait_until(lambda name=name: client.exists(Keys().worker(name)), 100, "the process")  # type: ignore[misc]
-        starts.processes[-1].kill()  # as a suspect does
-        starts.processes[-1].wait()
-        quarantine.look()
-        assert quarantine._num_failed == 0
+    quarantine._num_failed = MOST_FAILED_STARTS - 1
+    assert quarantine.isolate(ENTRY)
+    lease = WorkerLease(redis.cluster, Keys(), WorkerId(f"{WORKER}-q1"), 1)
+    taken_until_ms = lease.end_ms()
+    wait_until(lambda: lease.end_ms() != taken_until_ms, 100, "the process")
+    starts.processes[-1].send_signal(number)
+    assert starts.processes[-1].wait() == status
+    quarantine.look()
+    assert quarantine._num_failed == 0
     quarantine.stop(60.0)
