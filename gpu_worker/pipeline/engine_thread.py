@@ -1,8 +1,8 @@
 """The thread that owns the engine: it applies the commands of other threads, and steps while there is work.
 
 It sleeps on a condition. Commands wake it, and so does the clock where the engine waits for more rows or for
-a verdict. `busy_s` is the duration of its present turn: a hung device shows there, and the worker's lease is
-then not renewed.
+a verdict. `busy_s` is the duration of its present turn, or of the step that the device runs meanwhile: a hung
+device shows there, and the worker's lease is then not renewed.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from gpu_worker.pipeline.engine_events import (
     Decoded,
     Drop,
     Dropped,
+    Event,
     EventSink,
     Fail,
     Failed,
@@ -116,7 +117,7 @@ class EngineThread(Part):
 
     @property
     def busy_s(self) -> float:
-        """Return seconds since the present turn began; 0 while the thread waits for work."""
+        """Return seconds since the present turn or step began; 0 while the thread waits for work or Redis."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
@@ -157,7 +158,9 @@ class EngineThread(Part):
             self._at_rest = False
             commands = list(self._inbox)
             self._inbox.clear()
-        self._busy_since = time.monotonic()
+        # A step that the device runs began before: commands that come meanwhile are no sign of its life.
+        if self._busy_since is None or not self._engine.is_stepping():
+            self._busy_since = time.monotonic()
         self._apply_some(commands)
         if self._engine.has_work():
             self._step()
@@ -176,15 +179,13 @@ class EngineThread(Part):
     def _step(self) -> None:
         started = time.monotonic()
         outputs = self._engine.step()
-        self._metrics.step_seconds.observe(time.monotonic() - started)
+        self._busy_since = now = time.monotonic()
+        self._metrics.step_seconds.observe(now - started)
         self._metrics.step_streams.observe(self._engine.stats.in_flight)
         if not outputs:
             return
         outputs = self._segments.told(outputs)
-        # The engine's part is done: waiting for Redis is not a hang of the engine.
-        self._busy_since = None
-        self._sink.put(Decoded(outputs))
-        self._busy_since = time.monotonic()
+        self._tell(Decoded(outputs))
         waited: list[tuple[StreamFlow, Waiting]] = []
         for output in outputs:
             if output.is_final or output.failed is not None:
@@ -197,16 +198,23 @@ class EngineThread(Part):
         for flow, commands in waited:  # only now: they may end the next part, which has no snapshot then
             self._go_on(flow, commands)
 
+    def _tell(self, event: Event) -> None:
+        """Emit an event. While the sink is full, this waits for Redis, which is no hang of the engine."""
+        since, started = self._busy_since, time.monotonic()
+        self._busy_since = None
+        self._sink.put(event)
+        now = time.monotonic()
+        self._busy_since = now if since is None else since + now - started
+
     def _take_snapshots(self) -> None:
         for stream in self._checkpoints.next_ones(self._engine.is_under_way):
             if not self._sink.takes_snapshot():
                 break
-            if not self._sink.takes_snapshot(
-                stream
-            ):  # those of other Redis servers do not wait for its server
+            # Those of other Redis servers do not wait for the stream's server.
+            if self._sink.takes_snapshot(stream):
+                self._snapshot(self._flows[stream], release=False)
+            else:
                 self._checkpoints.put_off(stream)
-                continue
-            self._snapshot(self._flows[stream], release=False)
 
     def _snapshot(self, flow: StreamFlow, *, release: bool) -> None:
         """Emit a snapshot for the next owner; without it, a stream is replayed from an earlier one."""
@@ -222,7 +230,7 @@ class EngineThread(Part):
         if snapshot is None or not (snapshot.samples_decoded or self._segments.is_finalized(flow.stream)):
             self._checkpoints.put_off(flow.stream)
             if release:
-                self._sink.put(Dropped(flow))
+                self._tell(Dropped(flow))
             return
         samples, to_bytes = part + snapshot.samples_decoded, snapshot.to_bytes
         self._checkpoints.taken(flow.stream, samples)
@@ -230,7 +238,7 @@ class EngineThread(Part):
             # Serialized now: the slot will be another stream's, and all of these go before any other opens.
             data = to_bytes()
             to_bytes = lambda: data  # noqa: E731
-        self._sink.put(SnapshotTaken(flow, samples, part + snapshot.first_sample, to_bytes, release))
+        self._tell(SnapshotTaken(flow, samples, part + snapshot.first_sample, to_bytes, release))
 
     def _apply(self, command: Command) -> None:
         match command:
@@ -254,7 +262,7 @@ class EngineThread(Part):
             case Drop(flow):
                 if self._flows.get(flow.stream) is flow:
                     self._close(flow.stream)
-                    self._sink.put(Dropped(flow))
+                    self._tell(Dropped(flow))
             case MakeRoom():
                 self._checkpoints.hurry()
                 self._take_snapshots()
@@ -262,7 +270,8 @@ class EngineThread(Part):
                 for flow in list(self._flows.values()):
                     self._snapshot(flow, release=True)
                     self._close(flow.stream)
-                self._sink.put(HandedOver())
+                    self._busy_since = time.monotonic()  # no single turn: each waits for the device
+                self._tell(HandedOver())
 
     def _open(self, flow: StreamFlow, snapshot: bytes | None) -> None:
         try:
@@ -270,22 +279,22 @@ class EngineThread(Part):
             old = self._flows.get(flow.stream)
             if old is not None:
                 self._close(flow.stream)
-                self._sink.put(Dropped(old))
+                self._tell(Dropped(old))
             try:
                 self._engine.open(flow.stream, flow.owned.record.options, snapshot)
             except SnapshotMismatch as error:
                 self._open_cold(flow, error, phrases_in(snapshot or b""))
         except UnsupportedOption as error:
-            self._sink.put(Failed(flow, ClientFault(ErrorCode.BAD_OPTION, str(error))))
+            self._tell(Failed(flow, ClientFault(ErrorCode.BAD_OPTION, str(error))))
             return
         except (EngineError, ValueError):
             logger.exception("the engine refused a stream", extra={"stream_id": flow.stream})
-            self._sink.put(Failed(flow, worker_failed()))
+            self._tell(Failed(flow, worker_failed()))
             return
         self._flows[flow.stream] = flow
         self._segments.open(flow)
         self._checkpoints.opened(flow.stream, flow.owned.record.checkpoint.samples_decoded)
-        self._sink.put(Opened(flow))
+        self._tell(Opened(flow))
 
     def _open_cold(
         self, flow: StreamFlow, mismatch: SnapshotMismatch, phrases: tuple[Phrase, ...] | None
@@ -376,7 +385,7 @@ class EngineThread(Part):
             del self._skipped[stream]
         else:
             self._skipped[stream] = left - skipped
-        self._sink.put(Decoded([acknowledgement(stream, self._flows[stream].base.samples - left + skipped)]))
+        self._tell(Decoded([acknowledgement(stream, self._flows[stream].base.samples - left + skipped)]))
         return samples[skipped:]
 
     def _finish(self, flow: StreamFlow) -> None:
@@ -392,7 +401,7 @@ class EngineThread(Part):
 
     def _fail(self, flow: StreamFlow, error: StreamError) -> None:
         self._close(flow.stream)
-        self._sink.put(Failed(flow, error))
+        self._tell(Failed(flow, error))
 
     def _close(self, stream: StreamId) -> None:
         self._drop(stream)

@@ -14,14 +14,12 @@ from common.errors import ErrorCode
 from common.monitoring.metrics import WorkerMetrics
 from common.options import StreamOptions
 from common.phrases import Phrase, encode_phrases
-from common.process.pace import Pace
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import (
     StreamOutput,
     StreamSnapshot,
 )
 from gpu_worker.engine.snapshot import Snapshot
-from gpu_worker.engine.steps import Flight
 from gpu_worker.lanes.link import GroupLost
 from gpu_worker.pipeline.engine_events import (
     Decoded,
@@ -366,55 +364,6 @@ def test_a_failing_engine_is_reported_and_ends_the_thread() -> None:
     wait_until(lambda: running.failures)
     assert [str(error) for error in running.failures] == ["device lost"]
     wait_until(lambda: not running.thread.alive)
-
-
-class Stuck(NullEngine):
-    def __init__(self) -> None:
-        super().__init__(1)
-        self.release = threading.Event()
-
-    def step(self) -> Sequence[StreamOutput]:
-        self.release.wait(60)
-        return super().step()
-
-
-def test_how_long_it_hangs_is_seen_from_outside(start: Callable[..., Running]) -> None:
-    engine = Stuck()
-    running = start(engine)
-    assert running.thread.busy_s == 0.0
-    one = flow(1)
-    running.thread.put(Open(one, None), feed(one, audio(1.0)))
-    wait_until(lambda: running.thread.busy_s > 0.1)
-    engine.release.set()
-    running.said(Decoded)
-    wait_until(lambda: running.thread.busy_s == 0.0)
-
-
-class Hanging(OverlappingSteps):
-    """Steps of a device that is not done before it is told."""
-
-    def __init__(self) -> None:
-        super().__init__(NullSteps(1, 160, hears=False))
-        self.done = threading.Event()
-
-    def is_over(self, flight: Flight) -> bool:
-        return self.done.is_set()
-
-
-def test_a_step_that_a_paced_engine_waits_for_is_no_rest(start: Callable[..., Running]) -> None:
-    now_s = 0.0
-    pace = Pace(0.02, lambda: now_s, lambda: now_s)
-    while pace.interval_s < 0.02:
-        pace.begun()
-        now_s += 0.05
-    steps, one = Hanging(), flow(1)
-    running = start(SpeechEngine(steps, Letters(), pace=pace))
-    running.thread.put(Open(one, None), feed(one, audio(0.16)))
-    wait_until(lambda: running.thread.busy_s > 0.1)
-    assert not running.thread.idle
-    steps.done.set()
-    running.said(Decoded)
-    wait_until(lambda: running.thread.busy_s == 0.0 and running.thread.idle)
 
 
 def test_a_finalize_ends_a_part_and_what_follows_waits_for_the_next(start: Callable[..., Running]) -> None:
