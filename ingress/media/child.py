@@ -254,7 +254,7 @@ def _silences(av: Any, packets: Iterable[Any], template: Any, packet_samples: in
         samples = packet_samples
         if packet.duration and packet.time_base:
             told = round(packet.duration * packet.time_base * template.sample_rate)
-            if told <= _LONGEST_PACKET_S * template.sample_rate:
+            if 0 < told <= _LONGEST_PACKET_S * template.sample_rate:
                 samples = told
         frame = av.AudioFrame(template.format.name, template.layout.name, samples)
         frame.sample_rate = template.sample_rate

@@ -208,7 +208,6 @@ class MediaInlet:
     async def _until_taken(self) -> None:
         """Wait until the sink takes audio, and messages as well: it may wait for its streams."""
         while not self._sink.takes_audio:
-            self._spoke_at = None  # samples would go on coming
             await self._wait()
 
     def _let_in(self, num_bytes: int) -> None:
@@ -288,7 +287,9 @@ class MediaInlet:
                 data = rest + block
                 whole = len(data) - len(data) % frame_bytes
                 rest = data[whole:]
-                await self._until_taken()
+                if not self._sink.takes_audio:
+                    self._spoke_at = None  # samples would go on coming
+                    await self._until_taken()
                 self._sink.received_decoded(Audio(data[:whole]))
                 self._spoke_at = loop.time()
                 self._news.set()
@@ -297,6 +298,7 @@ class MediaInlet:
         """Wait until all fed bytes are decoded and handed on."""
         if self._decoder is None:
             return
+        await self._until_taken()  # the time in which nothing is taken is not the child's
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + _SETTLE_S
         with contextlib.suppress(TimeoutError):
