@@ -193,7 +193,7 @@ function act(...said) {
 
 function fail(text) {
   failed = true;
-  say("error", text[0].toUpperCase() + text.slice(1));
+  say("error", text.charAt(0).toUpperCase() + text.slice(1));
 }
 
 function busy() {

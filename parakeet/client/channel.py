@@ -104,9 +104,9 @@ def _refusal(url: str, answer: websockets.http11.Response) -> ServerError | Chan
         refusal = ServerError(ErrorCode.OVER_LIMIT, sentence or f"HTTP {answer.status_code}")
     else:
         refusal = ChannelLost(f"{url} answers with HTTP {answer.status_code}: {sentence}")
-    seconds = answer.headers.get("Retry-After", "")
-    if seconds.isascii() and seconds.isdecimal():  # a proxy's may be a date
-        refusal.retry_after_s = float(seconds)
+    for seconds in answer.headers.get_all("Retry-After"):  # a proxy may add its own
+        if seconds.isascii() and seconds.isdecimal():  # and it may be a date
+            refusal.retry_after_s = max(float(seconds), refusal.retry_after_s or 0.0)
     return refusal
 
 

@@ -12,11 +12,11 @@ _LONGEST_PAUSE_S: Final = 2.0
 
 
 class Outage:
-    """The time since a stream last came anywhere, and the attempts in it.
+    """The time without a connection since a stream last came anywhere, and the attempts in it.
 
     Pauses grow, and differ from client to client, since all clients of a server lose it at once.
 
-    resume_s: longest time to go on after the stream last came anywhere.
+    resume_s: longest time without a connection since the stream last came anywhere.
     now: monotonic seconds.
     """
 
@@ -36,6 +36,7 @@ class Outage:
         """
         now = self._now()
         if came_to == self._came_to and now - self._resumed_at <= self._resume_s:
+            self._since += now - self._resumed_at  # a client that had nothing to send did not wait
             return
         self._came_to, self._since, self._num_attempts = came_to, now, 0
         self._not_before.clear()

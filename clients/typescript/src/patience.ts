@@ -2,8 +2,9 @@ const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 2_000;
 
 /**
- * How long, and at which times, a stream tries to go on after a lost connection: for so long after it last came
- * anywhere, with pauses that grow, and that differ from client to client, since all of a server's lose it at once.
+ * How long, and at which times, a stream tries to go on after a lost connection: until it was without one for so long
+ * since it last came anywhere, with pauses that grow, and that differ from client to client, since all of a server's
+ * lose it at once.
  */
 export class Patience {
   #hasProgressed = true;
@@ -21,7 +22,10 @@ export class Patience {
   /** Note a lost connection. A stream that came nowhere on that connection has only what is left of the time. */
   lost(): void {
     const now = performance.now();
-    if (!this.#hasProgressed && now - this.#resumedAt <= this.limitMs) return;
+    if (!this.#hasProgressed && now - this.#resumedAt <= this.limitMs) {
+      this.#since += now - this.#resumedAt; // a client that had nothing to send did not wait
+      return;
+    }
     this.#hasProgressed = false;
     this.#since = now;
     this.#attempts = 0;

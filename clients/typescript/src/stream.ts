@@ -19,7 +19,7 @@ export interface StreamOptions extends ConfigOptions {
   timeoutMs?: number;
   /** Silence after which the server is asked for a sign of life; as much again, and its connection counts as lost. */
   silenceMs?: number;
-  /** Longest time to go on after a lost connection, without progress, before the stream fails. */
+  /** Longest time without a connection, since the stream last came anywhere, before it fails. */
   resumeMs?: number;
   /** Audio that may be sent ahead of what is decoded; more waits here, and `send` with it. */
   maxAheadS?: number;
@@ -285,7 +285,17 @@ export class Stream implements AsyncIterable<Result> {
     if (this.#reconnecting) return;
     this.#reconnecting = true;
     this.#channel.close();
-    this.#options.onConnection?.(cause);
+    try {
+      this.#options.onConnection?.(cause);
+      await this.#goOnInTime(cause);
+    } catch (error) {
+      // Nobody waits for this promise.
+      this.#fail(new ParakeetError("stream_lost", `The stream cannot go on: ${String(error)}`, false));
+    }
+  }
+
+  /** Try until the stream goes on; where that does not succeed in time, it fails with the cause. */
+  async #goOnInTime(cause: ParakeetError): Promise<void> {
     this.#patience.lost();
     let isUnknown = false; // to the server, and nothing of it has come back: another stream is the same to the caller
     while (await this.#patience.pause()) {
@@ -294,10 +304,7 @@ export class Stream implements AsyncIterable<Result> {
         await (isUnknown ? this.#beginAnew() : this.#resume());
         return;
       } catch (error) {
-        if (!(error instanceof ParakeetError)) {
-          this.#fail(new ParakeetError("stream_lost", `The stream cannot go on: ${String(error)}`, false));
-          return; // nobody waits for this promise
-        }
+        if (!(error instanceof ParakeetError)) throw error;
         if (error.code === "resume_refused" && this.#tokenBefore !== undefined) {
           this.#token = this.#tokenBefore;
           this.#tokenBefore = undefined;
@@ -361,7 +368,8 @@ export class Stream implements AsyncIterable<Result> {
   /** Use a new connection; the server has the samples before `nextSample`. */
   #goOn(channel: Channel, nextSample: number): void {
     if (this.#error !== undefined) {
-      channel.close(); // the stream was closed, or has failed, meanwhile
+      channel.send({ type: "close" }); // the stream was closed, or has failed, meanwhile
+      channel.close();
       return;
     }
     this.#channel = channel;

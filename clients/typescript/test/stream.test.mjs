@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { ParakeetError, Stream } from "../dist/index.js";
+import { Patience } from "../dist/patience.js";
 
 /** A WebSocket whose server is the test: `script` gets every socket that is opened. */
 function fakeWebSocket(script) {
@@ -160,7 +161,7 @@ test("after a lost connection the stream goes on where the server says, and no r
   assert.deepEqual(seen, [1, 2]);
 });
 
-test("a stream that is closed while a server thinks about its resumption leaves no socket open", async () => {
+test("a stream that is closed while a server thinks about its resumption tells it so, and leaves no socket open", async () => {
   let asked;
   const resuming = new Promise((resolve) => (asked = resolve));
   const Socket = fakeWebSocket((socket, number) => {
@@ -177,7 +178,7 @@ test("a stream that is closed while a server thinks about its resumption leaves 
   socket.say({ type: "resumed", stream_id: 7, resume_token: "second", next_sample: 0 });
   await new Promise(setImmediate);
   assert.equal(socket.readyState, 3);
-  assert.deepEqual(socket.sent.map(({ type }) => type), ["resume"]);
+  assert.deepEqual(socket.sent.map(({ type }) => type), ["resume", "close"]);
 });
 
 test("a server that has lost audio that it decoded ends the stream, and no promise is left alone", async () => {
@@ -399,6 +400,33 @@ for (const code of ["slow_reader", "no_worker", "redis_unavailable", "draining",
     assert.deepEqual(told, [code, undefined]);
   });
 }
+
+test("a fault of the caller's `onConnection` ends the stream, and nobody waits for it", async () => {
+  const Socket = ailing("draining");
+  const onConnection = () => {
+    throw new TypeError("a fault of the caller");
+  };
+  const stream = await Stream.connect("ws://server/", { WebSocket: Socket, onConnection });
+  await assert.rejects(stream.send(Int16Array.of(1, 2)), { code: "stream_lost", message: /a fault of the caller/ });
+  assert.equal(Socket.opened.length, 1);
+});
+
+test("time on a connection that had nothing to bring is no part of an outage", async ({ mock }) => {
+  let now = 0;
+  mock.method(performance, "now", () => now);
+  const patience = new Patience(1000);
+  patience.lost();
+  now = 300;
+  patience.resumed();
+  now = 1200; // 900 ms later, without a word
+  patience.lost();
+  assert.ok(await patience.pause());
+  now = 1800;
+  patience.resumed();
+  patience.lost();
+  now = 2000;
+  assert.equal(await patience.pause(), false, "300, 600 and 200 ms without a connection");
+});
 
 test("an attempt that fails is no end of the stream", async () => {
   const Socket = ailing("draining", ["redis_unavailable", "too_many_connections", "no_worker"]);

@@ -255,7 +255,17 @@ export class Stream {
             return;
         this.#reconnecting = true;
         this.#channel.close();
-        this.#options.onConnection?.(cause);
+        try {
+            this.#options.onConnection?.(cause);
+            await this.#goOnInTime(cause);
+        }
+        catch (error) {
+            // Nobody waits for this promise.
+            this.#fail(new ParakeetError("stream_lost", `The stream cannot go on: ${String(error)}`, false));
+        }
+    }
+    /** Try until the stream goes on; where that does not succeed in time, it fails with the cause. */
+    async #goOnInTime(cause) {
         this.#patience.lost();
         let isUnknown = false; // to the server, and nothing of it has come back: another stream is the same to the caller
         while (await this.#patience.pause()) {
@@ -266,10 +276,8 @@ export class Stream {
                 return;
             }
             catch (error) {
-                if (!(error instanceof ParakeetError)) {
-                    this.#fail(new ParakeetError("stream_lost", `The stream cannot go on: ${String(error)}`, false));
-                    return; // nobody waits for this promise
-                }
+                if (!(error instanceof ParakeetError))
+                    throw error;
                 if (error.code === "resume_refused" && this.#tokenBefore !== undefined) {
                     this.#token = this.#tokenBefore;
                     this.#tokenBefore = undefined;
@@ -335,7 +343,8 @@ export class Stream {
     /** Use a new connection; the server has the samples before `nextSample`. */
     #goOn(channel, nextSample) {
         if (this.#error !== undefined) {
-            channel.close(); // the stream was closed, or has failed, meanwhile
+            channel.send({ type: "close" }); // the stream was closed, or has failed, meanwhile
+            channel.close();
             return;
         }
         this.#channel = channel;

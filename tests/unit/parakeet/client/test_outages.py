@@ -138,7 +138,12 @@ async def busy_server(heads: list[bytes], retry_after: bytes) -> AsyncIterator[s
 
 @pytest.mark.parametrize(
     ("retry_after", "num_asked"),
-    [(b"Retry-After: 3600", 1), (b"Retry-After: 0", 4), (b"Retry-After: Fri, 01 Jan 2027 00:00:00 GMT", 4)],
+    [
+        (b"Retry-After: 3600", 1),
+        (b"Retry-After: 0", 4),
+        (b"Retry-After: Fri, 01 Jan 2027 00:00:00 GMT", 4),
+        (b"Retry-After: 3600\r\nRetry-After: 0", 1),
+    ],
 )
 async def test_a_server_that_asks_for_a_pause_gets_it(retry_after: bytes, num_asked: int) -> None:
     heads: list[bytes] = []
@@ -175,6 +180,12 @@ async def test_attempts_are_bounded_by_the_time_since_the_last_progress() -> Non
     outage.lost("nothing")
     time_s += 0.2
     assert not await outage.pause(), "that connection brought nothing"
+    outage.lost("an acknowledgement")
+    time_s += 0.3
+    outage.resumed()
+    time_s += 0.9
+    outage.lost("an acknowledgement")
+    assert await outage.pause(), "it had a connection, and perhaps nothing to send"
     outage.lost("a result")
     assert await outage.pause()
     outage.resumed()
