@@ -5,6 +5,7 @@ The logging of every process that this command starts is configured here: see `l
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -149,6 +150,8 @@ def bench(argv: Sequence[str]) -> int:
 
 def model(argv: Sequence[str]) -> int:
     """Run the worker's model tool, which has the requirements of a worker."""
+    if importlib.util.find_spec("torch") is None:
+        raise ParakeetError("The packages of a worker are missing: pip install parakeet-server")
     os.execv(sys.executable, [sys.executable, "-m", "gpu_worker.model", *argv])  # noqa: S606
 
 
