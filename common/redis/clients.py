@@ -231,18 +231,24 @@ class SyncRedis:
         """Send a command about each of these streams; return the replies in the same order.
 
         One round trip has many commands to one server. A reply is an exception where Redis refused that
-        command. Raises the client's error where a server did not answer.
+        command. Raises the client's first error where a server did not answer; all others have run theirs.
         """
         by_server: dict[int, list[int]] = {}
         for index, (stream, _) in enumerate(commands):
             by_server.setdefault(self.servers.server_of_shard(stream % self.servers.shards), []).append(index)
         replies: list[Any] = [None] * len(commands)
+        failures: list[Exception] = []
         for server, indices in by_server.items():
-            for at in range(0, len(indices), _PIPELINED):
-                part = indices[at : at + _PIPELINED]
-                found = self._clients[server].run([commands[index][1] for index in part])
-                for index, reply in zip(part, found, strict=True):
-                    replies[index] = reply
+            try:
+                for at in range(0, len(indices), _PIPELINED):
+                    part = indices[at : at + _PIPELINED]
+                    found = self._clients[server].run([commands[index][1] for index in part])
+                    for index, reply in zip(part, found, strict=True):
+                        replies[index] = reply
+            except (REDIS_ERROR, OSError) as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
         return replies
 
     def pipelined(self, server: int) -> SyncPipelinedConnection:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from common.entries import StreamId
 from common.messages import Result
 from common.presence.status import read_status
-from common.redis.clients import AsyncRedis, RedisServers, SyncRedis
+from common.redis.clients import CONNECTION_ERRORS, AsyncRedis, RedisServers, SyncRedis
 from common.redis.keys import Keys
 from parakeet.client import Stream, connect
 from tests.ingress_process import IngressProcess
@@ -353,6 +354,17 @@ async def test_streams_go_on_while_another_server_is_away(
         else:
             check(await result, pcm)
     sharded.processes[2].send_signal(signal.SIGCONT)
+
+
+def test_a_command_about_many_streams_runs_on_the_servers_that_answer(sharded: Sharded) -> None:
+    """As when a worker notes that it hands its streams over, which makes them no suspects."""
+    sharded.processes[0].send_signal(signal.SIGKILL)
+    streams = [StreamId(number) for number in range(6)]
+    with pytest.raises(CONNECTION_ERRORS):
+        sharded.redis.of_streams([(stream, ("SET", f"of:{stream}", 1)) for stream in streams])
+    for stream in streams:
+        if stream % sharded.shards:
+            assert sharded.command(stream % sharded.shards, "EXISTS", f"of:{stream}")
 
 
 async def opened_at(url: str, count: int, clients: AsyncExitStack) -> list[Stream]:
