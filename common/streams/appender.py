@@ -291,9 +291,9 @@ class Appender:
 
     def _keep(self) -> None:
         now = time.monotonic()
-        kept = self._kept
-        kept.append((now, self.next_seq - 1, self._under_way, self._under_way_bytes))
-        self._kept_bytes += self._under_way_bytes
+        kept, size = self._kept, sum(map(len, self._under_way))
+        kept.append((now, self.next_seq - 1, self._under_way, size))
+        self._kept_bytes += size
         while kept[0][0] < now - self._keep_s or self._kept_bytes > MAX_KEPT_BYTES:
             self._kept_bytes -= kept.popleft()[3]
             self._origin = self.attachment = None

@@ -201,6 +201,18 @@ def test_what_is_kept_is_bounded_in_time_and_bytes(monkeypatch: pytest.MonkeyPat
     assert sum(map(len, parts)) < MAX_KEPT_BYTES + 4096
 
 
+def test_many_tiny_messages_of_one_entry_are_kept_as_the_bytes_of_that_entry() -> None:
+    """While they wait each counts more than its samples, and all together more than may be kept."""
+    appender, _ = _appender(keep_s=3.0)
+    while appender.pending_bytes <= 2 * MAX_KEPT_BYTES:
+        appender.append(Audio(b"aa"))
+    (entry,) = _committed(appender)
+    parts: list[Bytes] = []
+    assert appender.write_forgotten(b"0-0", parts) == 1
+    ((_, _, _, entry_id, *fields),) = _words(parts)
+    assert decode_audio_entry(entry_id, fields) == entry
+
+
 def test_a_stream_that_redis_forgot_is_made_anew_while_all_of_it_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
