@@ -10,7 +10,7 @@ from gpu_worker.boosting.tree import PhraseTree
 class LaneTrees:
     """A `TreeMemory` over the socket: requests keep their order among the lane's flights.
 
-    num_words: the lane's part of the arena, in int32.   tell: sends a request (`LaneSteps.tell`).
+    num_words: the lane's part of the arena, in int32. tell: sends a request (`LaneSteps.tell`).
     """
 
     def __init__(self, num_words: int, tell: Callable[..., None]) -> None:

@@ -215,8 +215,8 @@ def make_model_engine(
     num_pages = config.num_pages or config.num_slots * ring_pages
     if num_pages < ring_pages:
         raise SettingsError(
-            f"--paged-kv-max-pages got {num_pages}, but takes at least {ring_pages}: as many pages of "
-            f"{page_frames} frames has one stream of this model."
+            f"--paged-kv-max-pages got {num_pages}, but takes at least {ring_pages}: one stream of this "
+            f"model has as many pages of {page_frames} frames."
         )
     if on_cuda and not config.num_pages:
         num_pages = pages_that_fit(loaded, config, num_pages, page_frames, chunk_frames, ring_pages)
