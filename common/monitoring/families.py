@@ -155,7 +155,10 @@ INGRESS: Final = _families(
         _gauge("paused_connections", "Connections that are not read for now (back-pressure)."),
         _gauge("send_buffer_bytes", "Bytes that wait for slow clients."),
         _histogram("redis_commit_seconds", "Round trip of one pipelined commit of audio.", _COMMIT),
-        _gauge("redis_pending_bytes", "Audio that Redis has not confirmed yet."),
+        _gauge(
+            "redis_pending_bytes",
+            "Audio that Redis has not confirmed yet, and 128 bytes for each of its messages.",
+        ),
         _counter(
             "redis_reconnects", "Open connections to Redis that were lost, those for results not counted."
         ),
