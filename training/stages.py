@@ -362,10 +362,13 @@ def _prepared(
 
 
 def _pace(plan: Plan, progress: Progress, deadline: float) -> Pace:
-    """Return the pace: by time if a lease ends training, since rates must have fallen by then."""
+    """Return the pace: by time if a lease ends training, since rates must have fallen by then.
+
+    By time, a session that continues from a whole schedule does another.
+    """
     if plan.num_steps is not None:
         return StepPace(plan.num_steps)
-    return TimePace(progress.share, time.monotonic(), deadline)
+    return TimePace(progress.share if progress.share < 1.0 else 0.0, time.monotonic(), deadline)
 
 
 def _encoder(loaded: LoadedModel) -> Callable[[str], Sequence[int]]:

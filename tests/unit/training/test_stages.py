@@ -141,6 +141,13 @@ def test_a_session_without_steps_ends_with_its_minutes() -> None:
     assert plan.settings.schedule.only_short(0.0)
 
 
+def test_a_session_after_a_whole_schedule_does_another() -> None:
+    rest = ("--speech", "x", "--checkpoint", "y", "--minutes", "3")
+    plan = _plan(_parser().parse_args(["train", *rest]))
+    pace = _pace(plan, Progress(num_steps=9, share=1.0), time.monotonic() + 1000)
+    assert 0.0 <= pace.progress(9) < 0.1
+
+
 def test_missing_inputs_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = ("--speech", str(tmp_path / "none"), "--checkpoint", str(tmp_path / "checkpoint"))
     assert main(["train", *folders, "--steps", "1"]) == 2
