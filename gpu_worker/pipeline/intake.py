@@ -108,7 +108,7 @@ class AudioReader:
     def read(self, streams: Sequence[tuple[StreamKeys, int]], max_entries: int) -> list[AudioRead]:
         """Read the new entries of these streams, given with their epochs; one command an epoch.
 
-        Streams without news are left out. Entries stay pending until `pack_ack`'s command. Never
+        Streams without news are left out. Entries stay pending until the outlet acknowledges them. Never
         repeated by itself: when this raises, entries of any of the streams may have been delivered to
         nobody, and `reread` has to look.
         """
