@@ -188,12 +188,14 @@ class Sweeper(Part):
             self._owner.open(strays[:reserved], reserved)
 
     def _take(self, dead: WorkerId, server: int, opened: Sequence[StreamFlow] = ()) -> None:
-        reserved = self._table.reserve(self._table.capacity)
+        shards = self._servers.shards_of_server(server)
+        # Asked before slots are reserved: a server that is away would keep them from the streams of others.
+        reserved = self._table.reserve(self._claims.owners(shards)[dead])
         entries: list[AssignmentEntry] = []
         try:
             if reserved:
                 streams = {flow.stream for flow in opened}
-                found = self._claims.pending_of(dead, reserved, self._servers.shards_of_server(server))
+                found = self._claims.pending_of(dead, reserved, shards)
                 entries = [entry for entry in found if entry.stream not in streams]
         except BaseException:
             self._table.unreserve(reserved)
