@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from common.errors import ParakeetError, SettingsError
+from common.errors import RedisUnavailable, ServiceError, SettingsError
 from common.process.garbage import collect_rarely
 from common.process.logging import configure_or_exit
 from common.process.standard_streams import run_command
@@ -22,6 +22,8 @@ logger = logging.getLogger("ingress")
 # objects, and low enough that a collection takes no longer than 2 ms. Ended connections are reference cycles:
 # 20,000 objects of refused connections kept all streams waiting for 8 ms.
 _COLLECT_AFTER: Final = (4_000, 20, 10)
+# Errors that one sentence tells. One of a client's stream should not get here: the log needs its traceback.
+_EXPECTED: Final = (RedisUnavailable, ServiceError, OSError)
 
 
 def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -44,11 +46,11 @@ def main() -> int:
     except SettingsError as error:
         logger.error("%s", error)
         return 2
-    except (ParakeetError, OSError) as error:
+    except _EXPECTED as error:
         logger.error("The ingress cannot start: %s", error)
         return 1
     except BaseExceptionGroup as failures:
-        expected, others = failures.split((ParakeetError, OSError))
+        expected, others = failures.split(_EXPECTED)
         if others is not None:
             logger.error("The ingress failed", exc_info=others)
         elif expected is not None:
