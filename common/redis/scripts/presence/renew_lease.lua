@@ -12,7 +12,8 @@ redis.call('ZADD', register, now + ttl_ms, member)
 redis.call('PEXPIRE', register, register_ttl_ms)
 if until_ms < 0 then return -1 end
 if until_ms > now then return 1 end
-if until_ms == 0 or begins == '1' then return 0 end -- 0: it had released its lease
+-- A lease until 0 was released.
+if until_ms == 0 or begins == '1' then return 0 end
 for _, other in ipairs(redis.call('ZRANGEBYSCORE', register, math.max(1, until_ms - ttl_ms), now)) do
   redis.call('ZADD', register, 'XX', now + ttl_ms, other)
 end
