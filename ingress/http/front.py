@@ -38,8 +38,7 @@ MAX_HEADER_BYTES: Final = 64 * 1024
 """Longest block of headers in bytes, each header counted with its separators."""
 FREE_PARTS: Final = 4096
 MIN_PART_BYTES: Final = 16
-"""Least average size of a body's chunks, once there are more than FREE_PARTS: without this bound, reading
-tiny chunks could take all the time of an ingress."""
+"""Least average size of a body's chunks after FREE_PARTS: tiny ones could take all the time of an ingress."""
 TURN_S: Final = 0.0005  # time for which one client's bytes are parsed before others have their turn
 MAX_PIPELINED: Final = 16
 """Most requests of one connection that wait for the answer to an earlier request."""
@@ -391,8 +390,10 @@ class Front(HttpToolsProtocol):
                 self.transport.close()
                 return
             self._tell_that_client_is_gone()
-        request = None if self._in_head else self._request
-        self.transport.write(self._site.refusals.note(refusal, request).answer())
+        # A request that was answered before its body had come has one answer, whatever comes of the rest.
+        if self._in_head or self.cycle is None or not (self.cycle.response_complete and self.cycle.more_body):
+            request = None if self._in_head else self._request
+            self.transport.write(self._site.refusals.note(refusal, request).answer())
         self._close_in_order()
 
     def _tell_that_client_is_gone(self) -> None:
@@ -413,7 +414,6 @@ class Front(HttpToolsProtocol):
         """Close after the last answer; in order, where the client still sends its body."""
         if len(self._unanswered) == 1 and self.cycle.more_body:
             self._over = True
-            self._stop_watching_body()
             self._close_in_order()
         else:
             self.transport.close()

@@ -117,6 +117,20 @@ async def test_a_body_that_is_expected_to_be_asked_for_is_asked_for() -> None:
         await client.close()
 
 
+@pytest.mark.parametrize(
+    ("framing", "rest"), [(b"Content-Length: 2", b""), (b"Transfer-Encoding: chunked", b"zz\r\n")]
+)
+async def test_a_request_that_is_answered_before_its_body_has_one_answer(framing: bytes, rest: bytes) -> None:
+    async with serving(ScriptedBackplane(), body_window_s=0.3, endpoints=_ENDPOINTS) as harness:
+        client = await harness.raw_ws()
+        await client.send(b"POST / HTTP/1.1\r\nHost: h\r\n%b\r\nExpect: 100-continue\r\n\r\n" % framing)
+        assert (await client.response())[0] == 405
+        await client.send(rest)
+        async with asyncio.timeout(60):
+            assert not await client.reader.read()
+        await client.close()
+
+
 async def test_a_body_that_stops_coming_ends_its_connection_and_frees_its_endpoint() -> None:
     upload = _Upload()
     async with serving(ScriptedBackplane(), body_window_s=1.0, endpoints=upload.endpoints) as harness:
