@@ -193,6 +193,7 @@ release-check: ## build what is published, look into it, install it anew and let
 	cd / && $(SERVED) -m parakeet.demo
 	$(SERVED) -m pip install -q --no-deps --force-reinstall dist/*.whl
 	cd / && $(SERVED) -m parakeet.demo
+	cd / && $(SERVED) -c "from importlib.resources import files; files('ingress').joinpath('page/client/index.js').read_bytes()"
 	$(RELEASE_VENV)/bin/cyclonedx-py environment --pyproject pyproject.toml --spec-version 1.6 \
 	  --output-reproducible --output-file dist/parakeet-server.cdx.json $(SERVED)
 	cd dist && sha256sum -- * > SHA256SUMS
