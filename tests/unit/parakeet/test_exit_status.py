@@ -11,6 +11,7 @@ import pytest
 
 from parakeet import cli
 from parakeet.check.clips import RECORDINGS
+from tests.ports import free_ports
 from tests.service_process import ROOT
 
 FAILED, WRONG = 1, 2
@@ -58,6 +59,10 @@ HOPELESS = "redis://127.0.0.1:1/0"
 )
 def test_a_wrong_value_and_a_failure_are_told_apart(status: int, argv: list[str], tmp_path: Path) -> None:
     assert argv[0] in (*cli.RUN, "nonsense")
+    if argv[0] in ("serve", "ingress"):
+        ports = zip(("--port", "--ws-port", "--status-port"), map(str, free_ports(3)), strict=True)
+        # Those of the command itself come last, so they count.
+        argv = [argv[0], *(word for pair in ports for word in pair), *argv[1:]]
     (tmp_path / "short.wav").write_bytes((RECORDINGS / "goforward.wav").read_bytes())
     ended = subprocess.run(
         [sys.executable, "-m", "parakeet.cli", *argv],

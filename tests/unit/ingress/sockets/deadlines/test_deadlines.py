@@ -9,6 +9,7 @@ import pytest
 
 from ingress.sockets.deadlines import Deadline, Deadlines, ProgressDeadline, SilenceDeadline
 from ingress.sockets.peer import Peer
+from tests.waiting import until
 
 pytestmark = pytest.mark.one_loop
 
@@ -32,8 +33,10 @@ async def test_a_deadline_passes_once_and_only_if_it_runs() -> None:
     stopped.stop()
     begun_again.start(lambda: passed.append("forgotten"))
     begun_again.start(lambda: passed.append("begun again"))
+    await until(lambda: len(passed) >= 2)
     await asyncio.sleep(0.1)
-    assert passed == ["kept", "begun again"]
+    # Each gets its own grace where the loop stands still, so the order is not sure.
+    assert sorted(passed) == ["begun again", "kept"]
     kept.stop()
 
 
