@@ -329,7 +329,7 @@ class Worker:
             return False
         self._begin(self._sweeper, *self._claimers)
         logger.info(
-            "worker ready: %d slots, --max-num-streams %d, carries %s, %s",
+            "worker ready with %d slots, --max-num-streams %d, carries %s, %s",
             self._table.capacity,
             self._settings.max_num_streams,
             self._backend.capacity or "what was not measured",

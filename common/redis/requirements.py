@@ -98,7 +98,7 @@ class _Look:
                 raise self.without_rights(str(command[0]))
             if reason.startswith(("LOADING", "MASTERDOWN", "BUSY ", "OOM")):
                 raise redis.exceptions.ConnectionError(
-                    f"Redis at {self.address} is not ready: {first_sentence(reason)}"
+                    f"Redis at {self.address} cannot be used yet: {first_sentence(reason)}"
                 )
             raise UnfitRedis(f"Redis at {self.address} refuses {command[0]!s}: {first_sentence(reason)}")
         return reply

@@ -82,9 +82,9 @@ class LocalStack:
             for line in lines:
                 self._log.append(line.rstrip("\n"))
                 self._on_line(line.rstrip("\n"))
-                if " worker ready: " in line:
+                if " worker ready with " in line:
                     self.worker_line = line.strip()
-                if " parakeet.ready ready: " in line:  # workers log a ready line, too
+                if " parakeet.ready ready: " in line:
                     self._ready_line = line[line.index("ready: ") :].strip()
                     self._ready.set()
         # The end of the log: no caller shall wait any longer.

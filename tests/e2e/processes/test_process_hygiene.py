@@ -35,6 +35,9 @@ def test_ps_shows_each_child_by_its_own_command_line_in_the_session_of_serve() -
             f"redis {serve.redis_url}",
         ):
             assert words in ready
+        assert "worker ready" in serve.log
+        said = [line for line in serve.log.splitlines() if "ready:" in line]
+        assert said == [ready], "scripts wait for this word"
         assert len(serve.all_children("ingress")) == 2
         assert len(serve.all_children("gpu_worker")) == 1
         assert len(serve.children()) == 4

@@ -18,7 +18,7 @@ from parakeet.check.verdict import Figure, judged, percentile, word_error_bound
 
 GOOD = Reading(clip("goforward.wav"), 2.79, "go forward ten meters", 0, 4, (0.05, 0.1), 0.2)
 LINE = (
-    "2026-01-31T12:00:00.000Z INFO gpu_worker.worker [worker_id=w-1] worker ready: 100 slots,"
+    "2026-01-31T12:00:00.000Z INFO gpu_worker.worker [worker_id=w-1] worker ready with 100 slots,"
     " --max-num-streams 100, carries {}, model /a b/tiny@0123, device cuda:0, dtype bfloat16, chunk_ms 160"
 )
 
