@@ -8,13 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from common.messages import Result
-from common.options import StreamOptions
-from parakeet.audio.errors import BadAudio
 from parakeet.audio.source import Recording, Source, open_source
-from parakeet.client import connect
+from parakeet.client import BadAudio, Result, StreamOptions, connect, transcribe
 from parakeet.client.blocks import Blocks
-from parakeet.client.transcription import transcribe
 from tests.fake_backplane import ScriptedBackplane
 from tests.ingress_harness import Harness, serving
 
