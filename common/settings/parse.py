@@ -97,7 +97,7 @@ def build_parser(command: str, flags: Iterable[Flag]) -> argparse.ArgumentParser
     summary = SUMMARIES.get(command)
     parser = _Parser(
         prog=f"{PROGRAM} {command}".strip(),
-        usage=f"%(prog)s [FLAG ...]{' [SOURCE]' if command == 'transcribe' else ''}",
+        usage=f"%(prog)s [FLAG ...]{' [FILE]' if command == 'transcribe' else ''}",
         description=f"{summary[0].upper()}{summary[1:]}." if summary else None,
         epilog="Each flag can be set by its environment variable instead; a flag overrides its variable.",
         allow_abbrev=False,
@@ -130,6 +130,7 @@ def build_parser(command: str, flags: Iterable[Flag]) -> argparse.ArgumentParser
         parser.add_argument(
             "source",
             nargs="?",
+            metavar="FILE",
             help="a recording: WAV, FLAC, Ogg, MP3, M4A and others; - for one of these "
             "on stdin, or for raw 16-bit audio there",
         )

@@ -25,5 +25,6 @@ def test_the_python_example_runs() -> None:
         )
         assert ended.returncode == 0, ended.stderr
         shown = ended.stdout.splitlines()
-        assert shown[-1] == "go forward ten meters"
+        assert shown[-1] == "final: go forward ten meters"
         assert len(set(shown)) == len(shown) > 1, "a line a change"
+        assert all(line.startswith("partial: ") for line in shown[:-1])

@@ -41,6 +41,7 @@ def test_help_of_a_command_begins_with_what_it_does(command: str, capsys: pytest
         cli.main([command, "--help"])
     usage, summary, _ = capsys.readouterr().out.split("\n\n", 2)
     assert usage.startswith(f"usage: parakeet-server {command} [FLAG ...]")
+    assert ("[FILE]" in usage) == (command == "transcribe"), "what its sentences call the source"
     said = " ".join(summary.split())
     assert said[0].lower() + said[1:] == f"{cli.SUMMARIES[command]}."
 
