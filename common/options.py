@@ -33,7 +33,8 @@ TURN_SIGNALS: Final[tuple[str, ...]] = (
 class StreamOptions:
     """The options in a client's ``config`` message; the defaults hold without a message.
 
-    None stands for the worker's flag of the same name.
+    None stands for the worker's flag of the same name; of `sample_rate` for the ingress's flag, and of
+    `language` for what the model takes by itself.
     """
 
     sample_rate: int | None = None

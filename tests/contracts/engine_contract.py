@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from common.entries import StreamId
-from common.options import StreamOptions
+from common.options import OPTIONS, StreamOptions, parse_options
 from gpu_worker.capacity import measure_capacity
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import (
@@ -31,6 +31,7 @@ from gpu_worker.engine.slots.samples import Samples
 from tests.oracle.models import JFK, speech
 
 SIZES = (1, 160, 700, 2_560, 9_000, 40_000)
+WITH_WORDS = StreamOptions(words=True)
 Recordings = dict[int, NDArray[np.float32]]
 
 
@@ -98,6 +99,22 @@ def told(outputs: Iterable[StreamOutput], stream: int | None = None) -> list[Str
     ]
 
 
+def other_options() -> StreamOptions:
+    """Every option with another value than its default; of numbers the least.
+
+    Left out are strings that the model has to know and phrases, which have a contract of their own.
+    """
+    values: dict[str, object] = {}
+    for option in OPTIONS:
+        if option.kind is bool:
+            values[option.name] = True
+        elif option.choices:
+            values[option.name] = option.choices[-1]
+        elif option.minimum is not None and option.kind is not str:
+            values[option.name] = int(option.minimum) if option.kind is int else option.minimum
+    return parse_options(values)
+
+
 def grow_old(engine: SpeechEngine, stream: StreamId, frames: int) -> int:
     """Make a stream older by at least so many encoder frames, nothing of it under way; returns its samples.
 
@@ -127,9 +144,14 @@ class EngineContract:
         name, at = JFK, 7_000 * number
         return speech(name)[at : at + samples]
 
-    def alone(self, samples: NDArray[np.float32], sizes: Sizes, words: bool = True) -> list[StreamOutput]:
+    def alone(
+        self,
+        samples: NDArray[np.float32],
+        sizes: Sizes,
+        options: StreamOptions = WITH_WORDS,
+    ) -> list[StreamOutput]:
         """Outputs of a recording that an engine has for itself, fed whole."""
-        engine, options = self.make(sizes), StreamOptions(words=words)
+        engine = self.make(sizes)
         engine.open(StreamId(1), options)
         engine.feed(StreamId(1), samples)
         engine.finish(StreamId(1))
@@ -140,7 +162,7 @@ class EngineContract:
     def test_outputs_do_not_depend_on_pieces_mates_or_batches(self, rows: int, turns: bool) -> None:
         audio = {number: self.audio(number, 33_000 + 2_000 * number) for number in (1, 2, 3)}
         sizes = Sizes(rows=rows, turns=turns)
-        found = run(self.make(sizes), audio, seed=rows, options=StreamOptions(words=True))
+        found = run(self.make(sizes), audio, seed=rows, options=WITH_WORDS)
         for number, samples in audio.items():
             expected = self.alone(samples, sizes)
             assert any(output.token_ids for output in expected)
@@ -166,7 +188,7 @@ class EngineContract:
     def test_the_end_changes_nothing_that_was_said_before_it_was_known(self) -> None:
         samples = self.audio(1, 12 * 1_280 + 300)
         engine = self.make(Sizes())
-        engine.open(StreamId(1), StreamOptions(words=True))
+        engine.open(StreamId(1), WITH_WORDS)
         engine.feed(StreamId(1), samples)
         late = step_until_idle(engine)
         engine.finish(StreamId(1))
@@ -182,9 +204,16 @@ class EngineContract:
     @pytest.mark.parametrize("steps", [0, 1, 2, 5])
     @pytest.mark.parametrize("turns", [False, True])
     def test_a_snapshot_goes_on_exactly_and_so_does_its_stream(self, steps: int, turns: bool) -> None:
+        self.check_snapshot(steps, turns, WITH_WORDS)
+
+    @pytest.mark.parametrize("steps", [2, 5])
+    def test_a_snapshot_has_what_any_option_makes_the_engine_keep(self, steps: int) -> None:
+        self.check_snapshot(steps, True, other_options())
+
+    def check_snapshot(self, steps: int, turns: bool, options: StreamOptions) -> None:
+        """A stream and its snapshot after so many steps both go on as a stream that has no snapshot."""
         sizes, samples, stream = Sizes(turns=turns), self.audio(1, 50_000), StreamId(1)
-        whole = told(self.alone(samples, sizes))
-        options = StreamOptions(words=True)
+        whole = told(self.alone(samples, sizes, options=options))
         first, second = self.make(sizes), self.make(replace(sizes, num_slots=4))
         first.open(stream, options)
         first.feed(stream, samples[:24_000])
@@ -251,7 +280,7 @@ class EngineContract:
     def test_a_slot_taken_anew_holds_nothing_of_its_last_stream(self) -> None:
         sizes = Sizes(num_slots=1, rows=1)
         engine, samples = self.make(sizes), self.audio(1, 30_000)
-        expected = told(self.alone(samples, sizes, words=False))
+        expected = told(self.alone(samples, sizes, options=StreamOptions()))
         engine.open(StreamId(7), StreamOptions())
         engine.feed(StreamId(7), self.audio(4, 50_000))
         engine.step()
@@ -270,7 +299,7 @@ class EngineContract:
             assert list(engine.step()) == []
             engine.close(StreamId(1))
         assert len(engine._fresh) <= engine.capacity
-        expected = told(self.alone(samples, Sizes(), words=False))
+        expected = told(self.alone(samples, Sizes(), options=StreamOptions()))
         assert told(run(engine, {1: samples})[1]) == expected
         assert not engine._fresh
 
@@ -322,7 +351,7 @@ class EngineContract:
 
     def test_absurdly_loud_samples_hurt_nobody_else(self) -> None:
         sizes, samples = Sizes(), self.audio(1, 30_000)
-        expected = told(self.alone(samples, sizes, words=False))
+        expected = told(self.alone(samples, sizes, options=StreamOptions()))
         engine = self.make(sizes)
         loud = np.tile(np.array([3e38, -3e38, 0.5], dtype=np.float32), 8_000)
         found = run(engine, {2: loud, 1: samples})
@@ -385,7 +414,7 @@ class EngineContract:
         engine.check_integrity()
         found = run(engine, {1: samples, 2: samples, 3: samples})
         for number in found:
-            assert told(found[number], 1) == told(self.alone(samples, sizes, words=False))
+            assert told(found[number], 1) == told(self.alone(samples, sizes, options=StreamOptions()))
         with pytest.raises(UnknownStream):
             engine.close(StreamId(-2))
 
@@ -419,7 +448,7 @@ class PagedEngineContract(EngineContract):
 
     def test_out_of_pages_sheds_the_newest_and_no_other_notices(self) -> None:
         samples = speech(JFK)[:120_000]
-        expected = told(self.alone(samples, Sizes(), words=False))
+        expected = told(self.alone(samples, Sizes(), options=StreamOptions()))
         engine = self.make(Sizes(num_pages=self.pages_of_one() + 2))
         for number in (1, 2, 3):
             engine.open(StreamId(number), StreamOptions())

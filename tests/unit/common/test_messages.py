@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import struct
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +29,7 @@ from common.messages import (
     Resume,
     Resumed,
     ServerMessage,
+    Utterance,
     WarningMessage,
     Word,
 )
@@ -224,26 +228,30 @@ def test_client_messages_survive_the_codec(message: ClientMessage) -> None:
     assert decode_client_message(encode_client_message(message)) == message
 
 
+_FULL_RESULT = Result(
+    "go",
+    (1,),
+    (0.5,),
+    True,
+    "silence",
+    "end_of_utterance",
+    9,
+    5120,
+    7,
+    (Word("go", 0.08, 0.24, 0.5),),
+    (Utterance(1, "go", 0.08, 0.24),),
+    from_finalize=True,
+)
+
+
 @pytest.mark.parametrize(
     "message",
     [
         Hello(3, 16000, "secret", ("config", "resume")),
         Result("go forward", (1, 2), (0.5, 0.75), False, None, "running", 4, 2560),
-        Result(
-            "go",
-            (1,),
-            (0.5,),
-            True,
-            "silence",
-            "end_of_utterance",
-            9,
-            5120,
-            7,
-            (Word("go", 0.08, 0.24, 0.5),),
-        ),
+        _FULL_RESULT,
         Ack(800),
         WarningMessage("integer_scale", "Divide."),
-        Result("go", (), (), False, None, "running", 7, 100, from_finalize=True),
         Resumed(3, "next", 800),
         Pong(),
         ErrorMessage("no_free_stream", "No free streaming state available.", None),
@@ -252,6 +260,17 @@ def test_client_messages_survive_the_codec(message: ClientMessage) -> None:
 )
 def test_server_messages_survive_the_codec(message: ServerMessage) -> None:
     assert decode_server_message(encode_server_message(message)) == message
+
+
+def test_every_field_of_a_result_is_in_the_one_that_survives_and_in_the_typescript_client() -> None:
+    optional = {field.name for field in fields(Result) if getattr(_FULL_RESULT, field.name) == field.default}
+    assert optional == {"text_from"}, "give _FULL_RESULT the new field; `text_from` goes with new text alone"
+    source = (Path(__file__).parents[3] / "clients" / "typescript" / "src" / "messages.ts").read_text()
+    interface = source.split("export interface Result {")[1].split("}")[0]
+    assert set(re.findall(r"^  (\w+)\??:", interface, re.MULTILINE)) == {
+        "type",
+        *(field.name for field in fields(Result)),
+    }
 
 
 def test_server_messages_have_exactly_the_documented_fields() -> None:

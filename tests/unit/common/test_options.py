@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from common.errors import ClientFault, EntryError, ErrorCode
 from common.options import OPTIONS, Option, StreamOptions, decode_options, encode_options, parse_options
+from common.settings import WorkerSettings
 
 
 def test_options_parse_into_the_dataclass() -> None:
@@ -71,11 +73,24 @@ def test_options_survive_the_record_of_a_stream() -> None:
             decode_options(broken)
 
 
+_DECIDED_ELSEWHERE = {"sample_rate", "language"}
+
+
+def test_a_default_that_is_none_stands_for_a_flag_of_the_worker() -> None:
+    """docs/protocol.md says so of every option whose default is a dash, but for two that it names."""
+    without = {field.name for field in fields(StreamOptions) if field.default is None}
+    assert without - _DECIDED_ELSEWHERE <= {field.name for field in fields(WorkerSettings)}
+
+
+_SET_BY_THE_TYPESCRIPT_CLIENT = {"sample_rate", "encoding", "resume"}
+
+
 def test_the_typescript_client_has_every_option_but_those_that_it_sets_itself() -> None:
     source = (Path(__file__).parents[3] / "clients" / "typescript" / "src" / "messages.ts").read_text()
     interface = source.split("export interface ConfigOptions {")[1].split("}")[0]
-    assert set(re.findall(r"(\w+)\?:", interface)) == {option.name for option in OPTIONS} - {
-        "sample_rate",
-        "encoding",
-        "resume",
-    }
+    written = dict(re.findall(r"(\w+)\?: (.+);", interface))
+    assert set(written) == {option.name for option in OPTIONS} - _SET_BY_THE_TYPESCRIPT_CLIENT
+    types = {bool: "boolean", int: "number", float: "number"}
+    for option in OPTIONS:
+        if option.name in written and option.kind in types:
+            assert written[option.name] == types[option.kind], option.name

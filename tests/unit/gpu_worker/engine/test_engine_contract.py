@@ -7,17 +7,23 @@ from typing import cast
 
 import pytest
 
+from common.settings import WorkerSettings, parse
 from gpu_worker.engine.config import BatchSizes, EngineConfig
 from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.steps.factory import make_model_engine
 from gpu_worker.steps.nemo import NemoSteps
 from gpu_worker.steps.nemo_model import NemoModel
 from gpu_worker.steps.null import NullEngine
+from gpu_worker.turn.configuration import turn_settings
 from tests.contracts.engine_contract import EngineContract, PagedEngineContract, Sizes
 from tests.contracts.phrase_contract import PhraseContract
 from tests.device.overlapping_steps import OverlappingSteps
 from tests.fake_nemo import FakeNemo
 from tests.oracle.models import random_model
+
+WORKER = parse("worker", [], {})
+assert isinstance(WORKER, WorkerSettings)
+TURNS_OF = turn_settings(WORKER)
 
 
 def config_of(sizes: Sizes, context: tuple[int, int]) -> EngineConfig:
@@ -28,6 +34,7 @@ def config_of(sizes: Sizes, context: tuple[int, int]) -> EngineConfig:
         num_pages=sizes.num_pages,
         batch_sizes=BatchSizes(sizes.rows, sizes.rows, sizes.rows),
         turn_detection=sizes.turns,
+        turn_settings=TURNS_OF,
     )
 
 
