@@ -118,7 +118,8 @@ INGRESS: Final = _families(
         _counter(
             "errors",
             "Errors by code: messages to clients, and handshakes and uploads that were refused with one."
-            " Other answers of HTTP are in `refused_requests` alone.",
+            " Other answers of HTTP are in `refused_requests` alone, and clients for whom there was no place"
+            " in `connections_refused`.",
             "code",
             CODES,
         ),
@@ -191,7 +192,9 @@ INGRESS: Final = _families(
         ),
         _counter(
             "refused_requests",
-            "Requests of the WebSocket port that were refused, by status; uploads among them, streams not.",
+            "Requests of the WebSocket port that were refused, by status: plain HTTP, uploads, and"
+            " handshakes without a code. A handshake that was refused with one (`over_limit`, say) is in"
+            " `errors` alone.",
             "status",
             REFUSED_STATUSES,
         ),

@@ -70,7 +70,7 @@ def lost(address: RedisAddress, error: BaseException | str = "the connection was
     if isinstance(error, redis.exceptions.ConnectionError):
         return error
     if isinstance(error, TimeoutError):
-        return redis.exceptions.TimeoutError(f"Redis at {address} did not answer in time.")
+        return redis.exceptions.TimeoutError(f"Redis at {address} does not answer in time.")
     if isinstance(error, UnicodeError):
         cause = "its host is no name"
     elif isinstance(error, OSError):

@@ -40,7 +40,8 @@ class Outages:
             due = now - said >= REPEAT_S
             self._away[name] = (since, now if due else said)
         if due:
-            logger.warning("%s It is asked again and again, for %.0f s by now.", error, now - since)
+            away = f" It has not answered for {now - since:.0f} s." if now > since else ""
+            logger.warning("%s It is asked again.%s", error, away)
 
     def answered(self, address: RedisAddress) -> None:
         """Note a reply; not needed while `any` is false."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from http import HTTPStatus
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Final
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -56,7 +58,7 @@ _FILES: Final = _load(files("ingress").joinpath("page"))
 def _answer(request: Request, name: str) -> Response:
     file = _FILES.get(name)
     if file is None:
-        return Response("There is nothing at this path.\n", 404, media_type="text/plain")
+        raise HTTPException(HTTPStatus.NOT_FOUND)
     host = request.headers.get("host", "")
     sockets = f" ws://{host} wss://{host}" if _HOST.fullmatch(host) else ""
     headers = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -18,7 +18,8 @@ _SENTENCES: Final = {
     HTTPStatus.NOT_FOUND: "There is nothing at this path.",
     HTTPStatus.METHOD_NOT_ALLOWED: "This path does not take that method.",
 }
-_UPGRADE: Final = "This path takes WebSocket connections only.\n"
+_UPGRADE: Final = "This path takes WebSocket connections only."
+_LEFT: Final = "The client has left."
 
 
 def endpoint(path: str, answer: Answer, *methods: str) -> Route:
@@ -35,7 +36,7 @@ def endpoint(path: str, answer: Answer, *methods: str) -> Route:
         try:
             return await answer(request)
         except ClientDisconnect:
-            return Response(status_code=HTTPStatus.BAD_REQUEST)  # the client has left
+            return _refused(request, _LEFT, HTTPStatus.BAD_REQUEST)
 
     return Route(path, dispatch, methods=sorted(allowed))
 
@@ -55,11 +56,18 @@ def application(endpoints: Iterable[Route], streams: Collection[str]) -> Starlet
 
 async def _upgrade_required(request: Request) -> Response:
     headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
-    return PlainTextResponse(_UPGRADE, HTTPStatus.UPGRADE_REQUIRED, headers)
+    return _refused(request, _UPGRADE, HTTPStatus.UPGRADE_REQUIRED, headers)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise AssertionError("this handler is for HTTPException")
     sentence = _SENTENCES.get(HTTPStatus(error.status_code), error.detail)
-    return PlainTextResponse(f"{sentence}\n", error.status_code, error.headers)
+    return _refused(request, sentence, error.status_code, error.headers)
+
+
+def _refused(
+    request: Request, sentence: str, status: int, headers: Mapping[str, str] | None = None
+) -> Response:
+    request.state.refused = sentence  # the log says what the client reads
+    return PlainTextResponse(f"{sentence}\n", status, headers)

@@ -126,8 +126,8 @@ class Site:
             raise Refused(TOO_MANY[full])
         route = self.streams.get(request.path)
         if route is None:
-            paths = " and ".join(self.streams)
-            raise Refused(Refusal(HTTPStatus.NOT_FOUND, f"There is no stream at this path, but at {paths}."))
+            paths = ", ".join(self.streams)
+            raise Refused(Refusal(HTTPStatus.NOT_FOUND, f"No streams are at this path; they are at {paths}."))
         return route(request)
 
     def refused(self, request: Request, refusal: Refusal) -> Refusal:

@@ -213,7 +213,7 @@ def test_a_server_that_is_away_or_silent_may_be_waited_for_within_the_time_out()
         check("unix:///nowhere")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(redis.exceptions.TimeoutError, match=f"{address}/0 did not answer in time"):
+        with pytest.raises(redis.exceptions.TimeoutError, match=f"{address}/0 does not answer in time"):
             check_servers((parse_address(f"redis://{address}"),), 0.2, SERVE)
 
 
@@ -226,7 +226,7 @@ def test_a_resolver_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     try:
-        with pytest.raises(redis.exceptions.TimeoutError, match=r"Redis at redis\.svc:6379/0 did not"):
+        with pytest.raises(redis.exceptions.TimeoutError, match=r"Redis at redis\.svc:6379/0 does not"):
             check_servers((parse_address("redis://redis.svc"),), 0.2, SERVE)
     finally:
         release.set()

@@ -9,6 +9,7 @@ import pytest
 
 from common.redis import outages
 from common.redis.address import RedisAddress
+from common.redis.connect import lost
 from common.redis.outages import Outages
 
 _A = RedisAddress(host="a", port=7000)
@@ -31,11 +32,18 @@ def test_an_outage_has_one_line_at_its_start_one_at_its_end_and_few_between(
         known.failed(_A, _ERROR)
         now += 0.2
     assert [level for level, _ in _told(caplog)] == ["WARNING"] * 4
-    assert _told(caplog)[0][1].startswith("Redis at a:7000 does not answer: Connection refused.")
+    first, second = (said for _, said in _told(caplog)[:2])
+    assert first == "Redis at a:7000 does not answer: Connection refused. It is asked again."
+    assert second == f"{first} It has not answered for 10 s."
     caplog.clear()
     known.answered(_A)
     known.answered(_A)
     assert _told(caplog) == [("INFO", f"Redis at {_A} answers again after 31.0 s")]
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), ConnectionRefusedError(111, "Connection refused")])
+def test_one_search_of_the_log_finds_every_outage(error: OSError) -> None:
+    assert str(lost(_A, error)).startswith("Redis at a:7000/0 does not answer")
 
 
 def test_servers_are_told_apart(caplog: pytest.LogCaptureFixture) -> None:

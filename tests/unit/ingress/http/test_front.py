@@ -92,7 +92,10 @@ async def _answer(harness: Harness, request: bytes) -> tuple[int, dict[str, str]
         (b"POST / HTTP/1.1\r\n" + _UPGRADE.replace(b"Upgrade\r\n", b"Upgrade, close\r\n", 1) + b"\r\n", 405),
     ],
 )
-async def test_what_is_refused_has_a_status_and_a_sentence(request_: bytes, status: int) -> None:
+async def test_what_is_refused_has_a_status_and_a_sentence_which_the_log_has_too(
+    request_: bytes, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "ingress.http.refusals")
     async with serving(ScriptedBackplane()) as harness:
         got, headers, body = await _answer(harness, request_)
         assert got == status
@@ -100,6 +103,8 @@ async def test_what_is_refused_has_a_status_and_a_sentence(request_: bytes, stat
         assert body.endswith(b"\n")
         assert headers["date"].endswith("gmt")
         assert harness.backplane.links == []
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.endswith(f": {body.decode().strip()}"[:200])
 
 
 @pytest.mark.parametrize("path", ["/unread", "/nowhere"])
@@ -148,7 +153,7 @@ async def test_what_endpoints_and_streams_refuse_is_noted_with_the_name_of_the_k
         assert harness.metrics.auth_failures["scope"] == 1
     first, second, third = (record.getMessage() for record in caplog.records)
     assert first == "refused: 400, no request, key -: This is no HTTP request."
-    assert second == "refused: 404, GET /nowhere, key desk: Not Found"
+    assert second == "refused: 404, GET /nowhere, key desk: There is nothing at this path."
     assert third.endswith("key desk: The key lacks the scope 'stream'.")
 
 
