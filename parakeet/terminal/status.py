@@ -13,7 +13,8 @@ from common.addresses import bare_host, host_and_port
 from common.errors import ServiceError
 from common.settings import StatusSettings
 
-TIMEOUT_S = 10.0
+# An ingress says that its Redis does not answer after two times --redis-timeout-ms, 10 s by default.
+TIMEOUT_S = 15.0
 MAX_ANSWER_BYTES = 1 << 20
 
 

@@ -13,6 +13,7 @@ import pytest
 from common.process.logging import default_config
 from common.settings import COMMANDS, FLAGS
 from parakeet import cli
+from parakeet.terminal import status
 
 
 def test_help_shows_every_flag_with_its_variable(capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,3 +145,8 @@ def test_a_status_port_that_nobody_listens_on_is_status_1(
 ) -> None:
     assert cli.main(["status", "--status-port", str(free_port)]) == 1
     assert f"No server answers at the status port 127.0.0.1:{free_port}" in capsys.readouterr().err
+
+
+def test_the_status_is_awaited_until_the_server_can_say_that_redis_does_not_answer() -> None:
+    (redis_timeout_ms,) = (float(flag.default) for flag in FLAGS if flag.name == "redis_timeout_ms")
+    assert 2 * redis_timeout_ms + 1000 < status.TIMEOUT_S * 1000
