@@ -206,17 +206,21 @@ class EngineContract:
     def test_a_snapshot_goes_on_exactly_and_so_does_its_stream(self, steps: int, turns: bool) -> None:
         self.check_snapshot(steps, turns, WITH_WORDS)
 
-    @pytest.mark.parametrize("steps", [2, 5])
-    def test_a_snapshot_has_what_any_option_makes_the_engine_keep(self, steps: int) -> None:
-        self.check_snapshot(steps, True, other_options())
+    @pytest.mark.parametrize(("steps", "fed"), [(5, 24_000), (40, 44_000)])
+    def test_a_snapshot_has_what_any_option_makes_the_engine_keep(self, steps: int, fed: int) -> None:
+        """Within the first utterance, and after its end."""
+        self.check_snapshot(steps, True, other_options(), fed)
 
-    def check_snapshot(self, steps: int, turns: bool, options: StreamOptions) -> None:
-        """A stream and its snapshot after so many steps both go on as a stream that has no snapshot."""
+    def check_snapshot(self, steps: int, turns: bool, options: StreamOptions, fed: int = 24_000) -> None:
+        """A stream and its snapshot after so many steps both go on as a stream that has no snapshot.
+
+        fed: samples that the stream has by then.
+        """
         sizes, samples, stream = Sizes(turns=turns), self.audio(1, 50_000), StreamId(1)
         whole = told(self.alone(samples, sizes, options=options))
         first, second = self.make(sizes), self.make(replace(sizes, num_slots=4))
         first.open(stream, options)
-        first.feed(stream, samples[:24_000])
+        first.feed(stream, samples[:fed])
         outputs = [output for _ in range(steps) for output in first.step()]
         taken = first.snapshot(stream)
         position, snapshot = first.samples_decoded(stream), taken.to_bytes()
@@ -232,7 +236,7 @@ class EngineContract:
         second.finish(stream)
         rest = [output for output in step_until_idle(second) if output.stream == stream]
         assert told(outputs + rest) == whole
-        first.feed(stream, samples[24_000:])
+        first.feed(stream, samples[fed:])
         first.finish(stream)
         assert told(outputs + step_until_idle(first)) == whole
 
