@@ -25,7 +25,8 @@ from gpu_worker.engine.interface import StreamOutput
 from gpu_worker.model.loaded_model import LoadedModel
 from gpu_worker.model.loading.checkpoint import load_model
 from gpu_worker.steps.factory import make_model_engine
-from tests.contracts.engine_contract import PagedEngineContract, Sizes, step_until_idle
+from tests.contracts.engine_contract import Sizes, step_until_idle
+from tests.contracts.paged_contract import PagedEngineContract
 from tests.contracts.phrase_contract import PhraseContract
 from tests.oracle.models import ALL_RECORDINGS, RECORDINGS, speech, tiny
 

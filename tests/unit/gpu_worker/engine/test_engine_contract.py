@@ -15,7 +15,8 @@ from gpu_worker.steps.nemo import NemoSteps
 from gpu_worker.steps.nemo_model import NemoModel
 from gpu_worker.steps.null import NullEngine
 from gpu_worker.turn.configuration import turn_settings
-from tests.contracts.engine_contract import EngineContract, PagedEngineContract, Sizes
+from tests.contracts.engine_contract import EngineContract, Sizes
+from tests.contracts.paged_contract import PagedEngineContract
 from tests.contracts.phrase_contract import PhraseContract
 from tests.device.overlapping_steps import OverlappingSteps
 from tests.fake_nemo import FakeNemo

@@ -15,7 +15,8 @@ from gpu_worker.engine.phrases.book import PhraseBook
 from gpu_worker.engine.steps import AllocateRings
 from gpu_worker.steps.factory import make_model_engine
 from gpu_worker.steps.null import Letters, NullEngine
-from tests.contracts.engine_contract import EngineContract, PagedEngineContract, Sizes
+from tests.contracts.engine_contract import EngineContract, Sizes
+from tests.contracts.paged_contract import PagedEngineContract
 from tests.contracts.phrase_contract import PhraseContract
 from tests.device.lane_stack import lane_stack
 from tests.oracle.models import random_model
