@@ -285,8 +285,8 @@ async def test_entries_whose_reply_was_lost_are_read_again(tmp_path: Path) -> No
         server.stop()
 
 
-# What a worker says when it takes back its own streams, and in its first heartbeat.
-_OWN_STREAMS: Final = b"redis.call('XCLAIM', assignments"
+# What a worker says when it looks for streams of its own, and in its first heartbeat.
+_OWN_STREAMS: Final = b"redis.pcall('XPENDING', assignments, group)"
 _FIRST_HEARTBEAT: Final = b"capacity"
 
 
