@@ -6,7 +6,7 @@ changes of phrases since then come again, some of them from before the snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from random import Random
@@ -24,43 +24,16 @@ from gpu_worker.engine.engine import SpeechEngine
 from gpu_worker.engine.interface import EngineError, StreamOutput
 from gpu_worker.engine.phrases.book import PhraseBook
 from gpu_worker.steps.factory import make_model_engine
-from gpu_worker.turn.outcome import Verdict
 from gpu_worker.turn.settings import Signal, TurnSettings
-from gpu_worker.turn.stage import TurnAnswer
 from tests.contracts.engine_contract import as_pcm16, told
 from tests.contracts.phrase_contract import phrases_of
 from tests.device.overlapping_steps import OverlappingSteps
+from tests.oracle.loudness_judge import LoudnessJudge
 from tests.oracle.models import JFK, random_model, speech
 
 SLOTS = 3
 LISTS: tuple[tuple[Phrase, ...], ...] = ((), phrases_of(1), phrases_of(3))
 MODEL = {"num_layers": 1}
-
-
-class Judge:
-    """A judge that is a function of the audio it is asked about, and answers some questions of time later."""
-
-    timeout_s = 60.0
-
-    def __init__(self, delay: int) -> None:
-        self._coming: list[list[TurnAnswer]] = [[] for _ in range(delay + 1)]
-
-    def ask(self, stream: StreamId, number: int, audio: NDArray[np.int16]) -> bool:
-        is_complete = int(np.abs(audio[-8_000:].astype(np.int64)).sum()) % 2 == 0
-        verdict = Verdict.COMPLETE if is_complete else Verdict.INCOMPLETE
-        self._coming[-1].append(TurnAnswer(stream, number, verdict))
-        return True
-
-    def answers(self) -> Sequence[TurnAnswer]:
-        first, *rest = self._coming
-        self._coming = [*rest, []]
-        return first
-
-    def count_late(self) -> None:
-        raise AssertionError("nothing is late here")
-
-    def drop(self, stream: StreamId) -> None:
-        self._coming = [[one for one in some if one.stream != stream] for some in self._coming]
 
 
 @dataclass(frozen=True)
@@ -93,7 +66,9 @@ class Setting:
         made = make_model_engine(loaded, config)
         steps = OverlappingSteps(made.steps) if overlaps else made.steps
         book = PhraseBook(steps.trees, made.book._make_tree)
-        return SpeechEngine(steps, loaded.tokenizer, turns_of=self.turns_of, judge=Judge(delay), book=book)
+        return SpeechEngine(
+            steps, loaded.tokenizer, turns_of=self.turns_of, judge=LoudnessJudge(delay), book=book
+        )
 
 
 @dataclass

@@ -23,6 +23,7 @@ from gpu_worker.turn.outcome import Verdict
 from gpu_worker.turn.settings import Signal, TurnSettings
 from gpu_worker.turn.stage import TurnAnswer
 from tests.device.overlapping_steps import OverlappingSteps
+from tests.oracle.loudness_judge import LoudnessJudge
 
 RECORDING = Path(__file__).parents[4] / "parakeet" / "recordings" / "jfk.wav"
 STREAM = StreamId(1_000)
@@ -49,32 +50,11 @@ def speech() -> NDArray[np.float32]:
     return np.concatenate([pcm, np.zeros(14_000, np.int16)]).astype(np.float32) / np.float32(32_768)
 
 
-class LoudnessJudge:
-    """A judge that is a function of the audio it is asked about; answers at the next step but one."""
-
-    timeout_s = 60.0
-
-    def __init__(self) -> None:
-        self._coming: list[list[TurnAnswer]] = [[], []]
-        self.num_asked = 0
-
-    def ask(self, stream: StreamId, number: int, audio: NDArray[np.int16]) -> bool:
-        self.num_asked += 1
-        is_complete = int(np.abs(audio[-8_000:].astype(np.int64)).sum()) % 2 == 0
-        verdict = Verdict.COMPLETE if is_complete else Verdict.INCOMPLETE
-        self._coming[-1].append(TurnAnswer(stream, number, verdict))
-        return True
-
-    def answers(self) -> Sequence[TurnAnswer]:
-        first, *rest = self._coming
-        self._coming = [*rest, []]
-        return first
-
-    def count_late(self) -> None:
-        raise AssertionError("nothing is late here")
+class HeedlessJudge(LoudnessJudge):
+    """Answers what was asked of a stream that is dropped all the same, to nobody."""
 
     def drop(self, stream: StreamId) -> None:
-        """What was asked is answered all the same, to nobody."""
+        pass
 
 
 def make_engine(loaded: LoadedModel) -> SpeechEngine:
@@ -83,7 +63,7 @@ def make_engine(loaded: LoadedModel) -> SpeechEngine:
         batch_sizes=BatchSizes(32, 32, 32),
         turn_settings=lambda _: SETTINGS,
     )
-    return make_model_engine(loaded, config, judge=LoudnessJudge())
+    return make_model_engine(loaded, config, judge=HeedlessJudge())
 
 
 def parts(samples: NDArray[np.float32], sizes: Iterator[int]) -> Iterator[NDArray[np.float32]]:
